@@ -1,0 +1,23 @@
+"""Sources of images, decoding, the cache in memory, batches, and the photographs that come with the package."""
+
+from superself.data.images import Batch, Images, Unknown
+from superself.data.loader import BatchLoader, EpochSampler, SequentialBatches
+from superself.data.named import cifar10, stl10
+from superself.data.opening import open_images
+from superself.data.photos import photos
+from superself.data.preprocessing import Preprocessing, to_float
+
+__all__ = [
+    "Batch",
+    "BatchLoader",
+    "EpochSampler",
+    "Images",
+    "Preprocessing",
+    "SequentialBatches",
+    "Unknown",
+    "cifar10",
+    "open_images",
+    "photos",
+    "stl10",
+    "to_float",
+]

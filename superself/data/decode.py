@@ -1,0 +1,230 @@
+"""Image files of every common kind as arrays; nothing of their range or their channels is lost unasked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import tifffile
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.io import ImageReadMode, decode_image, read_file
+
+EXTENSIONS = {  # what a folder is searched for
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif"),
+    *(".tif", ".tiff", ".pgm", ".ppm", ".pbm", ".npy"),
+}
+GREY_MODES = ("1", "L", "LA", "La", "I", "F")  # and all that start with "I;16"
+ORIENTATION = 0x0112  # number of the tag in EXIF and in TIFF
+
+
+class Header(NamedTuple):
+    """What is known of an image before its pixels are decoded: upright, as it will be delivered."""
+
+    height: int
+    width: int
+    channels: int
+    dtype: str
+
+
+def read_header(path: Path) -> Header:
+    """The header of an image file; raises what the decoder raises when the file is no image."""
+    if path.suffix.lower() == ".npy":
+        array = channels_last(np.load(path, mmap_mode="r"))
+        return Header(*array.shape, stored_dtype(array.dtype))
+    with open(path, "rb") as file:
+        image, decoder = _identify(file, path)
+        if decoder == "tifffile":
+            array = _read_tiff(path, pixels=False)
+            return Header(*array.shape, stored_dtype(array.dtype))
+        width, height = image.size
+        if (
+            image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) >= 5
+        ):  # Pillow turns the size of a TIFF itself
+            width, height = height, width
+        grey = image.mode in GREY_MODES or image.mode.startswith("I;16")
+        if decoder == "torchvision":
+            return Header(height, width, 1 if _png_bytes(file)[25] in (0, 4) else 3, "uint16")
+        dtype = "float32" if image.mode == "F" else "uint16" if image.mode.startswith("I") else "uint8"
+        return Header(height, width, 1 if grey else 3, dtype)
+
+
+def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """An image file, upright, as (H, W, C) in uint8, uint16 or float32.
+
+    Grey is one channel and every colour space three, transparency lies on white; ``.npy`` and TIFF may have any number.
+    Of a GIF and of a TIFF with several pages it is the first.
+
+    Args:
+        path: the file.
+        size: (H, W) that will be made of it. A much larger JPEG is decoded at a half, quarter or eighth, which is
+            faster; never below twice this size.
+    """
+    if path.suffix.lower() == ".npy":
+        return stored(channels_last(np.load(path)))
+    with open(path, "rb") as file:
+        image, decoder = _identify(file, path)
+        if decoder == "tifffile":
+            return stored(_read_tiff(path))
+        if decoder == "torchvision":
+            return _read_png16(path)
+        if size is not None and image.format in ("JPEG", "MPO"):
+            height, width = size[::-1] if image.getexif().get(ORIENTATION, 1) >= 5 else size
+            image.draft(None, (2 * width, 2 * height))
+        return from_pil(image)
+
+
+def from_pil(image: Image.Image) -> np.ndarray:
+    """A Pillow image, upright, as (H, W, 1) grey or (H, W, 3) colour."""
+    sixteen_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    image = ImageOps.exif_transpose(image)
+    if sixteen_bit:
+        return np.asarray(image).astype(np.uint16)[:, :, None]
+    if image.mode in ("I", "F"):
+        return stored(np.asarray(image)[:, :, None])
+    mode = "L" if image.mode in GREY_MODES else "RGB"
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    array = np.array(image.convert(mode))
+    return array[:, :, None] if mode == "L" else array
+
+
+def to_tensor(image: Any) -> Tensor:
+    """A Pillow image, an array (H, W[, C]) or a tensor ([C, ]H, W) as a tensor (C, H, W) of a stored type."""
+    if isinstance(image, Tensor):
+        if image.ndim not in (2, 3):
+            raise ValueError(f"a tensor of shape {tuple(image.shape)} is no image; give (C, H, W) or (H, W).")
+        return torch.from_numpy(stored(to_numpy(image))).reshape(-1, *image.shape[-2:])
+    array = from_pil(image) if isinstance(image, Image.Image) else stored(channels_last(np.asarray(image)))
+    return torch.from_numpy(np.require(array, requirements="CW")).permute(2, 0, 1)
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """The values of any tensor; those of half precision as float32, which numpy lacks a bfloat16 for."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def channels_last(array: np.ndarray) -> np.ndarray:
+    """One image as (H, W, C): (H, W) gets a channel, of (C, H, W) and (H, W, C) the smaller end is the channels."""
+    if array.ndim == 2:
+        return array[:, :, None]
+    if array.ndim != 3:
+        raise ValueError(f"an array of shape {array.shape} is no image; give (H, W), (H, W, C) or (C, H, W).")
+    if array.shape[0] == array.shape[2]:
+        raise ValueError(f"the channels of an array of shape {array.shape} cannot be told; give a tensor (C, H, W).")
+    return np.moveaxis(array, 0, 2) if array.shape[0] < array.shape[2] else array
+
+
+def stored_dtype(dtype: np.dtype) -> str:
+    """Name of the type that pixels of ``dtype`` are kept as."""
+    if dtype.kind == "f":
+        return "float32"
+    if dtype.kind == "b":
+        return "uint8"
+    if dtype.kind == "u" and dtype.itemsize <= 2:
+        return f"uint{8 * dtype.itemsize}"
+    raise ValueError(f"pixels of type {dtype} have no known range; convert them to uint8, uint16 or float32.")
+
+
+def stored(pixels: np.ndarray) -> np.ndarray:
+    """Pixels in the type that they are kept as; true and false become 255 and 0."""
+    dtype = stored_dtype(pixels.dtype)
+    return pixels.astype(dtype) * 255 if pixels.dtype.kind == "b" else pixels.astype(dtype, copy=False)
+
+
+def fit(image: Tensor, channels: int, dtype: torch.dtype, size: tuple[int, int]) -> Tensor:
+    """An image as the data set stores it: grey repeated, 8 bits widened, resized to cover ``size``, centre cropped.
+
+    Shape:
+        image (c, h, w) -> (C, H, W).
+    Raises:
+        ValueError: if the channels do not fit.
+    """
+    if image.shape[0] != channels:
+        if (image.shape[0], channels) != (1, 3):
+            raise ValueError(f"{image.shape[0]} channels where the data set has {channels}")
+        image = image.expand(3, -1, -1)
+    if image.dtype != dtype:
+        if (image.dtype, dtype) != (torch.uint8, torch.uint16):
+            raise ValueError(f"{image.dtype} pixels where the data set has {dtype}")
+        image = (image.int() * 257).to(dtype)
+    return cover(image[None], size)[0] if image.shape[1:] != size else image
+
+
+def cover(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images resized until they just cover ``size`` (antialiased, aspect kept), then cropped at the centre.
+
+    Shape:
+        images (N, C, h, w) -> (N, C, H, W).
+    """
+    (height, width), (h, w) = size, images.shape[2:]
+    scale = max(height / h, width / w)
+    resized = (max(height, round(h * scale)), max(width, round(w * scale)))
+    pixels = images.float() if images.dtype == torch.uint16 else images
+    pixels = F.interpolate(pixels, resized, mode="bilinear", antialias=True)
+    top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
+    pixels = pixels[:, :, top : top + height, left : left + width]
+    return pixels.round().to(images.dtype) if images.dtype == torch.uint16 else pixels
+
+
+def _identify(file: BinaryIO, path: Path) -> tuple[Image.Image | None, str]:
+    """The opened image and the library that keeps its range: Pillow cuts some 16-bit files down to 8 bits."""
+    try:
+        image = Image.open(file)
+    except UnidentifiedImageError as error:
+        if path.suffix.lower() in (".tif", ".tiff"):
+            return None, "tifffile"
+        raise UnidentifiedImageError(f"no known kind of image in {path.stat().st_size} bytes") from error
+    if image.format == "PNG" and _png_bytes(file)[24] == 16:
+        return image, "torchvision"
+    if image.format == "TIFF" and not (image.mode.startswith("I;16") or max(image.tag_v2.get(258, (1,))) <= 8):
+        return image, "tifffile"
+    return image, "pillow"
+
+
+def _png_bytes(file: BinaryIO) -> bytes:
+    """The first 26 bytes of a PNG: the last two are the bits a channel and the colour type."""
+    place = file.tell()
+    file.seek(0)
+    start = file.read(26)
+    file.seek(place)
+    return start
+
+
+def _read_png16(path: Path) -> np.ndarray:
+    image = decode_image(read_file(str(path)), ImageReadMode.UNCHANGED, apply_exif_orientation=True)
+    if image.dtype != torch.uint16:
+        raise ValueError("a PNG with 16 bits a channel needs torchvision 0.20 or newer")
+    array = image.permute(1, 2, 0).numpy()
+    return _on_white(array) if array.shape[2] in (2, 4) else array
+
+
+def _read_tiff(path: Path, pixels: bool = True) -> np.ndarray:
+    """First page of a TIFF as (H, W, C); without ``pixels`` an array of the same shape and type."""
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        array = page.asarray() if pixels else np.broadcast_to(np.zeros((), page.dtype), page.shape)
+    array = np.moveaxis(array, 0, -1) if page.axes.startswith("S") else array.reshape(*array.shape[:2], -1)
+    if page.extrasamples and page.extrasamples[-1] in (1, 2):  # transparency
+        array = _on_white(array) if pixels else array[:, :, :-1]
+    orientation = page.tags[ORIENTATION].value if ORIENTATION in page.tags else 1
+    if orientation >= 5:
+        array = array.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return array
+
+
+def _on_white(array: np.ndarray) -> np.ndarray:
+    """The colours of (H, W, C + 1) over white, the last channel being how opaque they are."""
+    full = 1.0 if array.dtype.kind == "f" else np.iinfo(array.dtype).max
+    colour, opaque = array[:, :, :-1].astype(np.float64), array[:, :, -1:] / full
+    flat = colour * opaque + full * (1 - opaque)
+    return (flat if array.dtype.kind == "f" else flat.round()).astype(array.dtype)

@@ -1,0 +1,293 @@
+"""Images: a data set of equally sized images, in memory or on disk, with every place accounted for."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from superself.data.decode import Header, cover, fit
+from superself.data.sources import FileSource, ItemSource, TensorSource, evenly, in_threads, random_state_kept, reason
+
+BROKEN_SHARE = 0.05  # more broken images than this share of all stop the run
+MEMORY_LIMIT = 2 * 2**30  # bytes
+
+
+class Batch(NamedTuple):
+    """Images (B, C, H, W), the place and the label of each (B,), and the broken images met on the way, with reasons."""
+
+    images: Tensor
+    index: Tensor
+    labels: Tensor | None
+    broken: dict[str, str]
+
+
+class Item(NamedTuple):
+    """One image as it was delivered, with its place and label, and the broken images met on the way."""
+
+    image: Tensor
+    place: int
+    label: int | None
+    broken: dict[str, str]
+
+
+class Images(Dataset):
+    """Equally sized images of one type, each with its place in the data set; made by ``open_images``.
+
+    A broken image keeps its place, and the next one that is not broken stands in for it: length, order and images are
+    the same from memory and from disk. The index that comes with an image is the place of the image delivered.
+
+    Args:
+        source: where the images come from.
+        image_size: (H, W) they are resized to; without it they must agree.
+        on_bad_image: "skip" goes on until more than 5 % are broken, "raise" stops at the first.
+        memory_limit: bytes up to which ``load`` decodes into memory.
+    Raises:
+        ValueError: if too many images are broken, or if their sizes, channels or types do not agree.
+    """
+
+    def __init__(
+        self,
+        source: FileSource | ItemSource | TensorSource,
+        image_size: tuple[int, int] | None = None,
+        on_bad_image: str = "skip",
+        memory_limit: int = MEMORY_LIMIT,
+    ) -> None:
+        if on_bad_image not in ("skip", "raise"):
+            raise ValueError(f'on_bad_image={on_bad_image!r} is unknown; pass "skip" or "raise".')
+        if len(source) == 0:
+            raise ValueError("the data set has no images; pass one with at least one image.")
+        self.source, self.on_bad_image, self.memory_limit = source, on_bad_image, memory_limit
+        self.paths: list[Path] | None = source.paths
+        self.classes: list[str] | None = source.classes
+        self.labels: Tensor | None = source.labels
+        self.skipped: dict[str, str] = {}
+        found = source.scan()
+        headers = {place: header for place, header in found.items() if isinstance(header, Header)}
+        broken = {source.name(place): why for place, why in found.items() if isinstance(why, str)}
+        if not headers:
+            raise ValueError(f"no image can be read; pass images of a known kind: {_listed(broken)}.")
+        self.report_broken(broken)
+        self._agree(headers, image_size)
+        self._data: Tensor | None = None  # (N, C, H, W) when in memory
+        self._delivered: Tensor | None = None  # (N,) place of the image delivered for each place, where any is broken
+        if isinstance(source, TensorSource):
+            self._data = source.data
+            if source.data.shape[2:] != self.shape[1:]:
+                self._data = torch.cat([cover(part, self.shape[1:]) for part in source.data.split(256)])
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether batches are made by indexing; see ``load``."""
+        return self._data is not None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all images take as they are stored."""
+        return len(self) * math.prod(self.shape) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        batch = self.batch([range(len(self))[place]])  # from the end if negative, an IndexError beyond it
+        return batch.images[0], int(batch.index[0])
+
+    def __getitems__(self, places: Sequence[int]) -> Batch:
+        return self.batch(places)
+
+    def batch(self, places: Sequence[int] | Tensor) -> Batch:
+        """The images at some places, with stand-ins for the broken ones."""
+        places = torch.as_tensor(places)
+        if self._data is not None:
+            if self._delivered is not None:
+                places = self._delivered[places]
+            labels = None if self.labels is None else self.labels[places]
+            return Batch(self._data.index_select(0, places), places, labels, {})
+        threads = self.paths is not None and get_worker_info() is None
+        items = list((in_threads if threads else map)(self._deliver, places.tolist()))
+        index = torch.tensor([item.place for item in items])
+        labels = None
+        if self.labels is not None:
+            labels = self.labels[index]
+        elif all(item.label is not None for item in items):
+            labels = torch.tensor([item.label for item in items])
+        broken = {name: why for item in items for name, why in item.broken.items()}
+        return Batch(torch.stack([item.image for item in items]), index, labels, broken)
+
+    def load(self) -> Images:
+        """Decodes everything into one tensor, if that fits ``memory_limit`` and items are the same at each read."""
+        if self.in_memory or not self.source.repeatable or self.nbytes > self.memory_limit:
+            return self
+        data = torch.empty((len(self), *self.shape), dtype=self.dtype)
+
+        def store(place: int) -> int | None | str:
+            item = self._read(place)
+            if isinstance(item, str):
+                return item
+            data[place] = item[0]
+            return item[1]
+
+        found = list((map if self.paths is None else in_threads)(store, range(len(self))))
+        broken = {place: why for place, why in enumerate(found) if isinstance(why, str)}
+        self.report_broken({self.source.name(place): why for place, why in broken.items()})
+        if broken:
+            good = torch.tensor([place for place in range(len(self)) if place not in broken])
+            self._delivered = good[torch.searchsorted(good, torch.arange(len(self))) % len(good)]
+        if self.labels is None and None not in found:
+            self.labels = torch.tensor([-1 if place in broken else label for place, label in enumerate(found)])
+        self._data = data
+        return self
+
+    def sample(self, n: int) -> Tensor:
+        """Up to n images spread evenly over the data set, always the same ones.
+
+        Shape:
+            -> (min(n, N), C, H, W).
+        """
+        with random_state_kept(seed=0):
+            return self.batch(evenly(n, len(self))).images
+
+    def report_broken(self, broken: dict[str, str]) -> None:
+        """Takes note of broken images, given as name -> reason.
+
+        Raises:
+            ValueError: with the list, if they are too many by now, or any is one too many.
+        """
+        if not broken:
+            return
+        self.skipped.update(broken)
+        count = f"{len(self.skipped)} of {len(self)} images cannot be read"
+        if self.on_bad_image == "raise":
+            raise ValueError(f'{count} and on_bad_image="raise"; remove or repair them: {_listed(self.skipped)}')
+        if len(self.skipped) > BROKEN_SHARE * len(self):
+            share = f"more than {BROKEN_SHARE:.0%}"
+            raise ValueError(f"{count}, {share}; remove or repair them: {_listed(self.skipped)}")
+
+    def describe(self) -> str:
+        """One line: how many, of what kind, which sizes, and where they are while training."""
+        (h, w), (h2, w2) = self._sizes
+        sizes = f"{h} x {w}" if (h, w) == (h2, w2) else f"{h} x {w} to {h2} x {w2}"
+        stored = "" if self._sizes == (self.shape[1:],) * 2 else f" stored as {self.shape[1]} x {self.shape[2]}"
+        if self.in_memory:
+            where = f"{_memory(self.nbytes)} in memory"
+        elif not self.source.repeatable:
+            where = "read while training (items differ from one read to the next)"
+        elif self.nbytes > self.memory_limit:
+            where = f"decoded while training ({_memory(self.nbytes)} > limit {_memory(self.memory_limit)})"
+        else:
+            where = f"not in memory yet ({_memory(self.nbytes)})"
+        return (
+            f"{len(self)} images found, {len(self) - len(self.skipped)} used, {len(self.skipped)} skipped; "
+            f"{self.shape[0]} channel{'s' * (self.shape[0] > 1)}, {str(self.dtype).removeprefix('torch.')}; "
+            f"{sizes} pixels{stored}; {where}"
+        )
+
+    def _agree(self, headers: dict[int, Header], image_size: tuple[int, int] | None) -> None:
+        """Finds the shape and the type that all images can be stored as."""
+        name = self.source.name
+        channels = Counter(header.channels for header in headers.values())
+        usual = channels.most_common(1)[0][0]
+        if usual == 1 and 3 in channels:
+            usual = 3
+        fits = {usual, 1} if usual == 3 else {usual}
+        wrong = {place: header for place, header in headers.items() if header.channels not in fits}
+        self.report_broken(
+            {name(place): f"{header.channels} channels, the others have {usual}" for place, header in wrong.items()}
+        )
+        headers = {place: header for place, header in headers.items() if place not in wrong}
+        by_dtype = {header.dtype: place for place, header in headers.items()}
+        if len(by_dtype) > 1 and "float32" in by_dtype:
+            whole = next(dtype for dtype in by_dtype if dtype != "float32")
+            raise ValueError(
+                f"{name(by_dtype[whole])} is {whole} and {name(by_dtype['float32'])} is float32; "
+                "their ranges cannot be compared, so convert one kind."
+            )
+        by_size = {(header.height, header.width): place for place, header in headers.items()}
+        small, large = min(by_size, key=_area), max(by_size, key=_area)
+        if image_size is None and len(by_size) > 1:
+            first, second = list(by_size)[:2]
+            raise ValueError(
+                f"the images differ in size: {name(by_size[first])} is {first[0]} x {first[1]}, "
+                f"{name(by_size[second])} is {second[0]} x {second[1]}; pass image_size=, a number or (height, width)."
+            )
+        self.shape: tuple[int, int, int] = (usual, *(image_size or small))
+        self.dtype: torch.dtype = getattr(torch, max(by_dtype, key=len))  # "uint16" and "float32" are the longer names
+        self._sizes = (small, large)
+        self._resized = image_size is not None
+
+    def _read(self, place: int) -> tuple[Tensor, int | None] | str:
+        """The image at a place as it is stored, and its label; or why there is none."""
+        known = self.skipped.get(self.source.name(place))
+        if known is not None:
+            return known
+        try:
+            image, label = self.source.read(place, self.shape[1:])
+            if not self._resized and image.shape[1:] != self.shape[1:]:
+                raise ValueError(
+                    f"{image.shape[1]} x {image.shape[2]} pixels, the others "
+                    f"have {self.shape[1]} x {self.shape[2]}; pass image_size="
+                )
+            return fit(image, self.shape[0], self.dtype, self.shape[1:]), label
+        except Exception as error:
+            return reason(error)
+
+    def _deliver(self, place: int) -> Item:
+        """The image at a place, or the next one that can be read."""
+        broken = {}
+        while isinstance(item := self._read(place), str):  # ends: report_broken raises long before all are broken
+            broken[self.source.name(place)] = item
+            self.report_broken(broken)
+            place = (place + 1) % len(self)
+        return Item(item[0], place, item[1], broken)
+
+
+class Unknown(Images):
+    """A data set of which only the shape is known: what a supervisor has that was made without one.
+
+    Args:
+        shape: (C, H, W) of the images that it stands for.
+        count: how many they are.
+    """
+
+    def __init__(self, shape: tuple[int, int, int] = (3, 225, 225), count: int = 0) -> None:
+        self.shape, self.count = shape, count
+        self.dtype = torch.uint8
+        self.paths = self.labels = self.classes = self._data = None
+        self.skipped = {}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, places: Sequence[int] | Tensor) -> Batch:
+        """Raises, because there are no images."""
+        raise ValueError(
+            f"there is no data set, only the shape {self.shape} of its images; pass a data set to read from."
+        )
+
+    def load(self) -> Unknown:
+        """Nothing to load."""
+        return self
+
+    def describe(self) -> str:
+        """One line."""
+        return f"no data set; images would be {' x '.join(map(str, self.shape))}"
+
+
+def _listed(broken: dict[str, str]) -> str:
+    lines = [f"{name} ({why})" for name, why in list(broken.items())[:10]]
+    return "; ".join(lines) + (f"; and {len(broken) - 10} more" if len(broken) > 10 else "")
+
+
+def _memory(nbytes: int) -> str:
+    return f"{nbytes / 2**30:.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.1f} MiB"
+
+
+def _area(size: tuple[int, int]) -> tuple[int, int, int]:
+    return size[0] * size[1], *size

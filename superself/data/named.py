@@ -1,0 +1,95 @@
+"""Data sets that have a name: "photos:test", "cifar10", "stl10:unlabeled", "imagefolder:PATH"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torchvision import datasets
+
+from superself.data.images import Images
+from superself.data.photos import photos
+from superself.data.sources import FileSource, TensorSource, find_files, stacked
+
+SPLITS = {"photos": ("train", "test"), "cifar10": ("train", "test"), "stl10": ("train", "test", "unlabeled")}
+NAMES = '"photos", "cifar10", "stl10" (each with ":train", ":test" ...) and "imagefolder:PATH"'
+
+
+def cifar10(split: str = "train", root: str | Path = "dataset", download: bool = False) -> Images:
+    """CIFAR-10: 50,000 and 10,000 images of 32 x 32 in 10 classes, in ``root/cifar-10-batches-py``.
+
+    Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
+    Args:
+        split: "train" or "test".
+        root: the folder that holds it.
+        download: fetch it (170 MB) if it is not there.
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    _check_split("cifar10", split)
+    data = _opened("cifar10", root, lambda: datasets.CIFAR10(root, split == "train", download=download))
+    return Images(TensorSource(stacked(data.data), data.targets, data.classes))
+
+
+def stl10(split: str = "train", root: str | Path = "dataset", download: bool = False) -> Images:
+    """STL-10: 5,000 and 8,000 images of 96 x 96 in 10 classes and 100,000 without labels, in ``root/stl10_binary``.
+
+    Source: Coates, Lee & Ng, An Analysis of Single-Layer Networks in Unsupervised Feature Learning, 2011.
+    Args:
+        split: "train", "test" or "unlabeled".
+        root: the folder that holds it.
+        download: fetch it (2.6 GB) if it is not there.
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    _check_split("stl10", split)
+    data = _opened("stl10", root, lambda: datasets.STL10(root, split, download=download))
+    labels = None if split == "unlabeled" else data.labels
+    return Images(TensorSource(stacked(data.data), labels, data.classes))
+
+
+def named_source(
+    name: str, size: tuple[int, int] | None = None, read: Callable[[Path], Any] | None = None
+) -> FileSource | TensorSource | None:
+    """The source that has this name, or None if there is none.
+
+    Args:
+        name: the name, with the split after a colon; "train" unless given.
+        size: (H, W) that will be made of the images; the photographs are cut to it.
+        read: f(path) -> image, for class folders with file formats of one's own.
+    """
+    name, _, rest = name.partition(":")
+    if name == "imagefolder":
+        return _class_folders(Path(rest).expanduser(), read)
+    if name not in SPLITS:
+        return None
+    split = rest or "train"
+    _check_split(name, split)
+    if name == "photos":
+        return photos(split, max(size) if size else 64).source
+    return (cifar10 if name == "cifar10" else stl10)(split).source
+
+
+def _class_folders(path: Path, read: Callable[[Path], Any] | None) -> FileSource:
+    folders = sorted(folder for folder in path.glob("[!.]*") if folder.is_dir())
+    files = [find_files(folder, any_extension=read is not None) for folder in folders]
+    if not any(files):
+        raise ValueError(f"{str(path)!r} has no folders with images in them; pass a folder with one folder a class.")
+    labels = [label for label, inside in enumerate(files) for _ in inside]
+    return FileSource([file for inside in files for file in inside], read, labels, [folder.name for folder in folders])
+
+
+def _check_split(name: str, split: str) -> None:
+    if split not in SPLITS[name]:
+        raise ValueError(f"{name} has no split {split!r}; pass one of {', '.join(SPLITS[name])}.")
+
+
+def _opened(name: str, root: str | Path, opener: Callable[[], Any]) -> Any:
+    try:
+        return opener()
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"{name} is not in {str(root)!r}, and nothing is downloaded unasked; run once: "
+            f"python -c \"from superself.data import {name}; {name}(root='{root}', download=True)\""
+        ) from error

@@ -1,0 +1,102 @@
+"""From stored pixels to what a network sees: float32, normalised by channel."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from superself.data.images import Images
+
+FULL_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Pixels as float32: uint8 / 255, uint16 / 65535, floating point as it is.
+
+    Shape:
+        images (...) -> (...).
+    """
+    return images.float() / FULL_SCALE[images.dtype] if images.dtype in FULL_SCALE else images.float()
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to every batch before the network; plain values, so that it goes into the checkpoint.
+
+    Args:
+        shape: (C, H, W) of the images that the network was trained on.
+        dtype: name of the type they were stored as: "uint8", "uint16" or "float32".
+        mean: subtracted, one value a channel, in the units of ``to_float``.
+        std: divided by, one value a channel.
+    Shape:
+        images (B, C, h, w) of any size -> (B, C, h, w) float32.
+    Raises:
+        ValueError: if mean or std does not fit the channels, or a std is not positive.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        channels = self.shape[0]
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise ValueError(
+                f"normalize has {len(self.mean)} means and {len(self.std)} stds for images of {channels} channels; "
+                "pass one value a channel, as (mean, std)."
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f"normalize has std {self.std}; pass stds larger than 0.")
+
+    @classmethod
+    def of(cls, images: Images, normalize: tuple[Any, Any] | None = None) -> Preprocessing:
+        """The preprocessing for a data set: measured on 1024 of its images, or with the given (mean, std).
+
+        Args:
+            images: the opened data set.
+            normalize: (mean, std), each a number or one value a channel; a number stands for all channels.
+        """
+        channels = images.shape[0]
+        if normalize is None:
+            pixels = (to_float(image).double().flatten(1) for image in images.sample(1024))  # each (C, H * W)
+            moments = torch.stack([torch.stack([p.mean(1), p.square().mean(1)]) for p in pixels])  # (n, 2, C)
+            mean, square = moments.mean(0)
+            std = (square - mean.square()).clamp(min=0).sqrt()
+            std = torch.where(std > 1e-6, std, 1.0)  # a constant channel has nothing to scale
+        else:
+            mean, std = (torch.as_tensor(value, dtype=torch.float32).flatten() for value in normalize)
+            mean, std = (value.expand(channels) if value.numel() == 1 else value for value in (mean, std))
+        dtype = str(images.dtype).removeprefix("torch.")
+        return cls(tuple(images.shape), dtype, tuple(mean.tolist()), tuple(std.tolist()))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The batch as the network wants it."""
+        if images.shape[1] != len(self.mean):
+            raise ValueError(
+                f"the batch has {images.shape[1]} channels, the preprocessing was made for {len(self.mean)}; "
+                "pass images like those it was trained on."
+            )
+        return (to_float(images) - _constant(self.mean, images.device)) / _constant(self.std, images.device)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, from which ``from_dict`` makes an equal one."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        """The inverse of ``to_dict``."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    # Kept, because making a tensor from Python values waits for the device; never an inference tensor, which could
+    # not take part in training later.
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(-1, 1, 1)  # (C, 1, 1)

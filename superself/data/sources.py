@@ -1,0 +1,234 @@
+"""Where images come from: files, a data set of somebody else, or a tensor. Each can be scanned and read by place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from superself.data.decode import EXTENSIONS, Header, read_header, read_image, stored, to_numpy, to_tensor
+
+PROBED = 8  # items of a data set that are looked at when it is opened
+
+
+class FileSource:
+    """Image files.
+
+    Args:
+        paths: the files, in the order of their places.
+        read: f(path) -> image, for formats of one's own; every file is then read once to learn its size.
+        labels: the class of each file.
+        classes: the names of the classes.
+    """
+
+    repeatable = True
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        read: Callable[[Path], Any] | None = None,
+        labels: Sequence[int] | None = None,
+        classes: list[str] | None = None,
+    ) -> None:
+        self.paths, self.custom_read, self.classes = list(paths), read, classes
+        self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, place: int) -> str:
+        """What the image at a place is called in messages."""
+        return str(self.paths[place])
+
+    def scan(self) -> dict[int, Header | str]:
+        """The header of every file, or why it has none."""
+        return dict(enumerate(in_threads(self._header, range(len(self)))))
+
+    def read(self, place: int, size: tuple[int, int] | None) -> tuple[Tensor, None]:
+        """The image at a place as (C, H, W); ``size`` is what will be made of it."""
+        path = self.paths[place]
+        return to_tensor(self.custom_read(path) if self.custom_read else read_image(path, size)), None
+
+    def _header(self, place: int) -> Header | str:
+        try:
+            return header_of(self.read(place, None)[0]) if self.custom_read else read_header(self.paths[place])
+        except Exception as error:  # reported by the caller, with the file
+            return reason(error)
+
+
+class ItemSource:
+    """A map-style data set, of images, (image, label, ...) or {"image": ..., "label": ...}.
+
+    Args:
+        items: anything with len() and items by number.
+    """
+
+    paths = None
+    labels = None
+
+    def __init__(self, items: Any) -> None:
+        self.items = items
+        self.classes = getattr(items, "classes", None)
+        self.repeatable = True
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def name(self, place: int) -> str:
+        """What the image at a place is called in messages."""
+        return f"item {place}"
+
+    def scan(self) -> dict[int, Header | str]:
+        """The headers of a few items, each read twice.
+
+        When the two differ, or when random numbers were drawn, the items are random and must stay so.
+        """
+        found: dict[int, Header | str] = {}
+        with random_state_kept():
+            before = _random_state()
+            for place in evenly(PROBED, len(self)):
+                try:
+                    image, again = self.read(place, None)[0], self.read(place, None)[0]
+                    found[place] = header_of(image)
+                    self.repeatable &= torch.equal(image, again)
+                except Exception as error:  # reported by the caller, with the item
+                    found[place] = reason(error)
+            self.repeatable &= pickle.dumps(before) == pickle.dumps(_random_state())
+        return found
+
+    def read(self, place: int, size: tuple[int, int] | None) -> tuple[Tensor, int | None]:
+        """The image at a place as (C, H, W), and its label if the item has one that is a whole number."""
+        item = self.items[place]
+        image, label = item, None
+        if isinstance(item, Mapping):
+            image = next(item[key] for key in ("image", "img", *item) if key in item)
+            label = next((item[key] for key in ("label", "target", "labels") if key in item), None)
+        elif isinstance(item, (tuple, list)):
+            image, label = item[0], item[1] if len(item) > 1 else None
+        if isinstance(label, (Tensor, np.ndarray)) and label.ndim == 0:
+            label = label.item()
+        return to_tensor(image), int(label) if isinstance(label, (int, np.integer)) else None
+
+
+class TensorSource:
+    """Images that are in memory already.
+
+    Args:
+        data: (N, C, H, W) of a stored type.
+        labels: (N,) the class of each.
+        classes: the names of the classes.
+    """
+
+    paths = None
+    repeatable = True
+
+    def __init__(self, data: Tensor, labels: Any = None, classes: list[str] | None = None) -> None:
+        self.data, self.classes = data, classes
+        self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def name(self, place: int) -> str:
+        """What the image at a place is called in messages."""
+        return f"item {place}"
+
+    def scan(self) -> dict[int, Header]:
+        """One header: all images agree."""
+        return {0: header_of(self.data[0])}
+
+
+def reason(error: Exception) -> str:
+    """Why an image cannot be read, for the list of skipped ones."""
+    return f"{type(error).__name__}: {error}"
+
+
+def header_of(image: Tensor) -> Header:
+    """The header of a decoded image (C, H, W)."""
+    channels, height, width = image.shape
+    return Header(height, width, channels, str(image.dtype).removeprefix("torch."))
+
+
+def stacked(images: np.ndarray | Tensor) -> Tensor:
+    """An array (N, H, W), (N, H, W, C) or (N, C, H, W), or a tensor (N, H, W) or (N, C, H, W), as (N, C, H, W)."""
+    if images.ndim not in (3, 4) or len(images) == 0:
+        raise ValueError(
+            f"images of shape {tuple(images.shape)} are no data set; pass (N, H, W), (N, C, H, W) or, as an array, "
+            "(N, H, W, C), with N >= 1."
+        )
+    if isinstance(images, Tensor):
+        images = to_numpy(images)
+    elif images.ndim == 4:
+        if images.shape[1] == images.shape[3]:
+            raise ValueError(
+                f"the channels of an array of shape {images.shape} cannot be told; "
+                "pass torch.from_numpy(array) with the axes (N, C, H, W)."
+            )
+        if images.shape[3] < images.shape[1]:
+            images = images.transpose(0, 3, 1, 2)
+    data = torch.from_numpy(np.require(stored(images), requirements="CW"))
+    return data.unsqueeze(1) if data.ndim == 3 else data
+
+
+def find_files(folder: Path, any_extension: bool = False) -> list[Path]:
+    """The image files in a folder and all below it, sorted; hidden files and folders are left out."""
+    found = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in files if is_image_name(name, any_extension)]
+    return sorted(found)
+
+
+def is_image_name(name: str, any_extension: bool = False) -> bool:
+    """Whether a file of this name is taken for an image."""
+    return not name.startswith(".") and (any_extension or Path(name).suffix.lower() in EXTENSIONS)
+
+
+def evenly(n: int, total: int) -> list[int]:
+    """Up to n places spread evenly over ``total``, always the same ones."""
+    return [place * total // min(n, total) for place in range(min(n, total))]
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_threads(function: Callable[[int], Any], places: Sequence[int]) -> Iterator[Any]:
+    """``map`` over all cores in threads: decoders free the interpreter while they work."""
+    with ThreadPoolExecutor(cores()) as pool:
+        yield from pool.map(function, places)
+
+
+@contextlib.contextmanager
+def random_state_kept(seed: int | None = None) -> Iterator[None]:
+    """Within the block random numbers start from ``seed``; after it they go on as if the block had not been."""
+    kept = _random_state()
+    try:
+        if seed is not None:
+            seed_process(seed)
+        yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])
+        torch.set_rng_state(torch.from_numpy(kept[2]))
+
+
+def seed_process(seed: int) -> None:
+    """Seeds the random numbers of Python, numpy and torch in this process."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)  # of the CPU alone; devices go on as they were
+
+
+def _random_state() -> tuple:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()

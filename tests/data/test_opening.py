@@ -1,0 +1,134 @@
+"""open_images takes everything that can be a data set, and says what is wrong with the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import IterableDataset
+
+from superself.data import Unknown, open_images
+
+
+def test_folder_is_searched_to_any_depth_in_sorted_order_without_hidden_files(tmp_path, noise):
+    names = ["b/2.png", "b/1.JPG", "a.bmp", "c/d/e.gif", ".hidden.png", ".cache/x.png", "c/.x/y.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise()).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    images = open_images(str(tmp_path))
+    found = [path.relative_to(tmp_path).as_posix() for path in images.paths]
+    assert found == ["a.bmp", "b/1.JPG", "b/2.png", "c/d/e.gif"]
+    assert not images.skipped and images.labels is None
+
+
+def test_file_list_and_pattern(folder):
+    path = folder(12)
+    assert open_images(path / "003.png").paths == [path / "003.png"]
+    assert open_images([path / "007.png", str(path / "002.png")]).paths == [path / "007.png", path / "002.png"]
+    assert open_images(f"{path}/00[2-4].*").paths == [path / f"00{i}.png" for i in (2, 3, 4)]
+    (path / "deep").mkdir()
+    (path / "000.png").rename(path / "deep" / "000.png")
+    (path / "deep" / "notes.txt").write_text("no image")
+    assert len(open_images(f"{path}/**/*")) == 12
+
+
+def test_arrays_and_tensors_in_every_layout(noise):
+    colour = np.stack([noise(6, 7) for _ in range(4)])
+    expected = torch.from_numpy(colour).permute(0, 3, 1, 2)
+    for source in (colour, expected.numpy(), expected):
+        images = open_images(source)
+        assert images.in_memory and images.shape == (3, 6, 7)
+        assert torch.equal(images.batch(range(4)).images, expected)
+    for source in (colour[..., 0], expected[:, 0]):
+        assert torch.equal(open_images(source).batch(range(4)).images, expected[:, :1])
+    assert open_images(expected, image_size=5).shape == (3, 5, 5)
+    assert open_images(expected.double()).dtype == torch.float32
+
+
+def test_array_whose_channels_cannot_be_told_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(2, 4, 5, 4\) cannot be told; pass torch.from_numpy"):
+        open_images(np.zeros((2, 4, 5, 4), np.uint8))
+    with pytest.raises(ValueError, match=r"shape \(4, 4\) are no data set"):
+        open_images(np.zeros((4, 4), np.uint8))
+    with pytest.raises(ValueError, match="int64 have no known range; convert"):
+        open_images(torch.zeros(2, 3, 4, 4, dtype=torch.int64))
+
+
+def test_items_of_every_form(noise):
+    pixels = noise(6, 7)
+    expected = torch.from_numpy(pixels).permute(2, 0, 1)
+    picture = Image.fromarray(pixels)
+    for item in (picture, pixels, expected, (picture, 2), [expected, 2, "x"], {"image": picture, "label": 2}):
+        images = open_images([item] * 3).load()
+        assert torch.equal(images.batch([1]).images[0], expected)
+        assert images.labels is None or images.labels.tolist() == [2, 2, 2]
+    assert open_images([{"id": 0, "img": picture, "target": torch.tensor(4)}]).load().labels.tolist() == [4]
+    assert open_images([{"picture": picture, "labels": [1, 2]}]).load().labels is None
+
+
+def test_read_opens_formats_of_ones_own(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.raw").write_bytes(bytes([i] * 12))
+    images = open_images(tmp_path, read=read_raw)
+    assert images.shape == (1, 3, 4) and images.load().batch([2]).images.unique().tolist() == [2]
+
+
+def read_raw(path):
+    return np.frombuffer(path.read_bytes(), np.uint8).reshape(3, 4)
+
+
+def test_opened_data_set_is_returned_as_it_is():
+    images = open_images(torch.zeros(2, 3, 4, 4))
+    assert open_images(images) is images
+    with pytest.raises(ValueError, match="is open already; pass image_size"):
+        open_images(images, image_size=4)
+
+
+def test_without_a_source_it_is_the_folder_dataset_or_unknown(tmp_path, monkeypatch, noise):
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(open_images(None), Unknown)
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "README.md").write_text("images go here")
+    assert isinstance(open_images(None), Unknown)
+    Image.fromarray(noise()).save(tmp_path / "dataset" / "a.png")
+    assert open_images(None).paths == [Path("dataset/a.png")]
+
+
+def test_folder_wins_over_a_name(tmp_path, monkeypatch, noise):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(noise()).save(tmp_path / "photos" / "mine.png")
+    assert open_images("photos").paths == [Path("photos/mine.png")]
+
+
+def test_what_is_missing_is_named(folder):
+    path = folder(3)
+    with pytest.raises(FileNotFoundError, match='\'nowhere\' is no folder, file or name; .*"photos", "cifar10"'):
+        open_images("nowhere")
+    with pytest.raises(FileNotFoundError, match="1 of 2 paths are no files, the first is .*009.png"):
+        open_images([path / "001.png", path / "009.png"])
+    (path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no image files in '.*empty'"):
+        open_images(path / "empty")
+    with pytest.raises(ValueError, match=r"no image files in '.*\*\.webp'"):
+        open_images(f"{path}/*.webp")
+    with pytest.raises(ValueError, match="the data set has no images"):
+        open_images([])
+
+
+def test_options_that_do_not_fit_are_refused():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter([])
+
+    with pytest.raises(ValueError, match="a Stream has no length or no items by number"):
+        open_images(Stream())
+    with pytest.raises(ValueError, match="read= is for files, and this data set is a Tensor"):
+        open_images(torch.zeros(2, 3, 4, 4), read=read_raw)
+    for size in (0, (4, 4, 4), "large", 2.5):
+        with pytest.raises(ValueError, match="is no size; pass one number of pixels"):
+            open_images(torch.zeros(2, 3, 4, 4), image_size=size)

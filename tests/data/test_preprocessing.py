@@ -1,0 +1,53 @@
+"""Preprocessing: what the network sees of the stored pixels."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from superself.data import Preprocessing, open_images, to_float
+
+
+def test_to_float_scales_by_the_range_of_the_type():
+    for dtype, full in ((torch.uint8, 255), (torch.uint16, 65535), (torch.float32, 1)):
+        assert to_float(torch.tensor([0, full]).to(dtype)).tolist() == [0.0, 1.0]
+
+
+def test_normalised_data_set_has_mean_zero_and_std_one(noise):
+    pixels = np.stack([noise() for _ in range(20)]) // [1, 2, 4]
+    images = open_images(pixels.astype(np.uint8))
+    preprocessing = Preprocessing.of(images)
+    seen = preprocessing(images.batch(range(20)).images)
+    assert seen.dtype == torch.float32
+    torch.testing.assert_close(seen.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(preprocessing.mean, pixels.mean((0, 1, 2)) / 255, rtol=1e-5)
+
+
+def test_given_mean_and_std_are_used():
+    images = open_images(torch.zeros(4, 2, 8, 8, dtype=torch.uint16))
+    preprocessing = Preprocessing.of(images, (0.5, [0.25, 0.5]))
+    assert preprocessing == Preprocessing((2, 8, 8), "uint16", (0.5, 0.5), (0.25, 0.5))
+    assert preprocessing(images.batch([0]).images)[0, :, 0, 0].tolist() == [-2.0, -1.0]
+
+
+def test_constant_channel_is_not_divided_by_zero():
+    preprocessing = Preprocessing.of(open_images(torch.ones(4, 1, 8, 8)))
+    assert preprocessing(torch.ones(1, 1, 8, 8)).abs().max() == 0
+
+
+def test_survives_the_checkpoint():
+    preprocessing = Preprocessing((3, 8, 9), "uint8", (0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    assert Preprocessing.from_dict(json.loads(json.dumps(preprocessing.to_dict()))) == preprocessing
+
+
+def test_unfitting_values_are_refused():
+    with pytest.raises(ValueError, match="2 means and 3 stds for images of 3 channels"):
+        Preprocessing((3, 8, 8), "uint8", (0.0, 0.0), (1.0, 1.0, 1.0))
+    with pytest.raises(ValueError, match="larger than 0"):
+        Preprocessing((1, 8, 8), "uint8", (0.0,), (0.0,))
+    with pytest.raises(ValueError, match="the batch has 3 channels, the preprocessing was made for 1"):
+        Preprocessing((1, 8, 8), "uint8", (0.0,), (1.0,))(torch.zeros(2, 3, 8, 8))

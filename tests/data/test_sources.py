@@ -1,0 +1,50 @@
+"""The helpers behind the sources: files found, places spread, random state kept."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+from superself.data.sources import evenly, find_files, in_threads, random_state_kept, stacked
+
+
+def draws():
+    return random.random(), np.random.random(), float(torch.rand(()))
+
+
+def test_random_numbers_go_on_as_if_the_block_had_not_been():
+    with random_state_kept(seed=1):
+        first = draws()
+    state = torch.get_rng_state()
+    with random_state_kept(seed=1):
+        assert draws() == first
+    assert torch.equal(state, torch.get_rng_state())
+    assert draws() != first
+
+
+def test_places_are_spread_evenly_and_never_twice():
+    assert evenly(4, 8) == [0, 2, 4, 6]
+    assert evenly(8, 3) == [0, 1, 2]
+    assert evenly(3, 0) == []
+
+
+def test_threads_keep_the_order():
+    assert list(in_threads(lambda place: place * place, range(50))) == [place * place for place in range(50)]
+
+
+def test_files_of_any_extension_are_found_when_asked_for(tmp_path):
+    for name in ("b.dcm", "a.png", ".hidden"):
+        (tmp_path / name).touch()
+    assert find_files(tmp_path) == [tmp_path / "a.png"]
+    assert find_files(tmp_path, any_extension=True) == [tmp_path / "a.png", tmp_path / "b.dcm"]
+
+
+def test_read_only_and_boolean_arrays_are_stacked():
+    array = np.zeros((2, 3, 4), bool)
+    array[1] = True
+    array.flags.writeable = False
+    assert stacked(array).shape == (2, 1, 3, 4)
+    assert stacked(array).unique().tolist() == [0, 255]
+    assert stacked(torch.ones(2, 3, 4, 5, dtype=torch.bfloat16, requires_grad=True)).dtype == torch.float32
