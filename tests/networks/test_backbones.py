@@ -1,0 +1,153 @@
+"""Backbones by name, with stems that fit the images."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from superself.networks import EfficientFeatures, build_backbone, feature_width
+
+
+def first_conv(network):
+    return next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+
+
+def test_default_is_efficient_features_and_reads_so():
+    backbone = build_backbone()
+    assert isinstance(backbone, EfficientFeatures)
+    assert backbone.description == "efficientnet-b0 (efficientnet-pytorch), 3 channels, 3136 features"
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("resnet18", 512),
+        ("efficientnet_b0", 1280),
+        ("mobilenet_v3_small", 1024),
+        ("convnext_tiny", 768),
+        ("swin_t", 768),
+        ("regnet_y_400mf", 440),
+        ("squeezenet1_1", 512),
+        ("googlenet", 1024),
+    ],
+)
+def test_torchvision_names_give_features_that_reach_every_parameter(name, width):
+    backbone = build_backbone(name, (4, 32, 48))
+    assert backbone.description == (
+        f"{name} (torchvision), 4 channels, 3 x 3 stem for images of 32 x 48, {width} features"
+    )
+    features = backbone.train()(torch.randn(2, 4, 32, 48))
+    assert features.shape == (2, width)
+    features.square().sum().backward()
+    assert [name for name, parameter in backbone.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+def test_stem_takes_any_number_of_channels(channels):
+    stem = first_conv(build_backbone("resnet18", (channels, 96, 96)))
+    assert (stem.in_channels, stem.kernel_size, stem.stride, stem.padding) == (channels, (7, 7), (2, 2), (3, 3))
+
+
+def test_small_images_get_a_stem_that_keeps_their_size():
+    backbone = build_backbone("resnet18", (3, 64, 200))
+    assert (backbone.conv1.kernel_size, backbone.conv1.stride, backbone.conv1.bias) == ((3, 3), (1, 1), None)
+    assert isinstance(backbone.maxpool, nn.Identity)
+    assert backbone.relu(backbone.conv1(torch.zeros(1, 3, 64, 64))).shape[2:] == (64, 64)
+
+
+def test_large_images_keep_the_stem_and_its_pooling():
+    backbone = build_backbone("resnet18", (3, 65, 65))
+    assert isinstance(backbone.maxpool, nn.MaxPool2d)
+    assert backbone.description == "resnet18 (torchvision), 3 channels, 512 features"
+
+
+def test_default_backbone_gets_the_small_stem_too():
+    backbone = build_backbone(None, (1, 32, 32))
+    assert "1 channel, 3 x 3 stem for images of 32 x 32, 3136" in backbone.description
+    assert first_conv(backbone).stride == (1, 1)
+
+
+def test_vision_transformer_is_built_for_the_image_size_and_keeps_its_patches():
+    backbone = build_backbone("vit_b_16", (1, 32, 32))
+    assert backbone.description == "vit_b_16 (torchvision), 1 channel, 768 features"
+    assert backbone.conv_proj.kernel_size == (16, 16)
+
+
+@pytest.mark.parametrize("shape", [(3, 225, 225), (3, 224, 112)])
+def test_vision_transformer_refuses_sizes_that_its_patches_do_not_tile(shape):
+    with pytest.raises(ValueError, match="square images with a side that 16 divides, not .*; pass image_size=224"):
+        build_backbone("vit_b_16", shape)
+
+
+def test_a_network_that_needs_larger_images_says_so():
+    with pytest.raises(ValueError, match=r"Inception3 failed on .*\(2, 3, 32, 32\).*another image_size"):
+        build_backbone("inception_v3", (3, 32, 32))
+
+
+def test_a_feature_in_train_mode_has_no_dropout_left():
+    backbone = build_backbone("efficientnet_b0", (3, 32, 32))
+    assert all(module.p == 0 for module in backbone.modules() if isinstance(module, nn.Dropout))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto"])
+def test_timm_names_give_features_that_reach_every_parameter(name):
+    pytest.importorskip("timm")
+    backbone = build_backbone(f"timm:{name}", (2, 48, 32))
+    assert backbone.description.startswith(f"{name} (timm), 2 channels")
+    assert ("3 x 3 stem" in backbone.description) == (not name.startswith("vit"))
+    features = backbone(torch.randn(2, 2, 48, 32))
+    assert features.shape == (2, feature_width(backbone, (2, 48, 32)))
+    features.square().sum().backward()
+    assert [name for name, parameter in backbone.named_parameters() if parameter.grad is None] == []
+
+
+def test_without_timm_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match=r"'timm:resnet18' needs timm.*pip install superself\[timm\]"):
+        build_backbone("timm:resnet18")
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(ValueError, match=r"No backbone is called 'resnet-18' \(nearest: resnet18, .*; pass a name of"):
+        build_backbone("resnet-18")
+    with pytest.raises(ValueError, match="No backbone is called '%'; pass a name of"):
+        build_backbone("%")
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match="'vit_tiny_patch16' .*vit_tiny_patch16_224.*timm.list_models"):
+        build_backbone("timm:vit_tiny_patch16")
+
+
+def test_what_is_neither_name_nor_module_is_refused():
+    with pytest.raises(TypeError, match="backbone=<class .* pass None, a name or an instance of nn.Module"):
+        build_backbone(nn.Identity)
+
+
+def test_a_module_comes_back_as_it_is():
+    module = nn.Conv2d(3, 4, 3)
+    attributes = set(vars(module))
+    assert build_backbone(module, (1, 32, 32)) is module
+    assert set(vars(module)) == attributes and module.in_channels == 3
+
+
+@pytest.mark.parametrize("name", [None, "resnet18"])
+def test_rebuild_gives_a_fresh_random_one_also_from_a_copy(name):
+    backbone = build_backbone(name, (2, 32, 32))
+    for copied in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
+        fresh = copied.rebuild()
+        assert fresh.description == backbone.description
+        assert not torch.equal(first_conv(fresh).weight, first_conv(backbone).weight)
+        fresh.load_state_dict(backbone.state_dict())
+
+
+def test_same_seed_gives_the_same_weights():
+    def weights():
+        torch.manual_seed(3)
+        return build_backbone("resnet18", (1, 32, 32)).state_dict()
+
+    first, second = weights(), weights()
+    assert all(torch.equal(first[name], second[name]) for name in first)
