@@ -1,0 +1,33 @@
+"""One file per algorithm; the registry is what is imported here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from superself.algorithms.rotatenet import RotateNetSupervisor
+from superself.supervisor import Supervisor
+
+ALGORITHMS: dict[str, type[Supervisor]] = {
+    name.removesuffix("Supervisor").lower(): value
+    for name, value in dict(globals()).items()
+    if isinstance(value, type) and issubclass(value, Supervisor) and value is not Supervisor
+}
+
+
+def list_algorithms() -> list[str]:
+    """The names that ``create`` knows, for example "rotatenet"."""
+    return sorted(ALGORITHMS)
+
+
+def create(algorithm: str, *args: Any, **kwargs: Any) -> Supervisor:
+    """Makes a supervisor by name: ``create("rotatenet", "my_images", image_size=64)``.
+
+    Raises:
+        ValueError: if there is no such algorithm; lists those there are.
+    """
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"There is no algorithm {algorithm!r}; pass one of {', '.join(list_algorithms())}.")
+    return ALGORITHMS[algorithm](*args, **kwargs)
+
+
+__all__ = ["ALGORITHMS", "RotateNetSupervisor", "create", "list_algorithms"]

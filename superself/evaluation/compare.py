@@ -1,0 +1,164 @@
+"""Did training help? The trained backbone beside the same one without training, in one table."""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from superself.data import Images, Preprocessing
+from superself.evaluation.features import Features, device_of, evaluation_mode, features, has_labels, open_at_size
+from superself.evaluation.knn import knn_accuracy
+from superself.evaluation.linear import choose_regularisation, linear_accuracy
+from superself.training import untouched_randomness
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``compare`` found: ``rows`` by name, each with the accuracies "knn" and "linear", and all of it as ``text``."""
+
+    rows: dict[str, dict[str, float]]
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def compare(
+    backbone: nn.Module,
+    train: Any,
+    test: Any,
+    *,
+    random: nn.Module | None = None,
+    k: int = 20,
+    temperature: float = 0.1,
+    seed: int = 0,
+    print: bool = True,
+) -> Comparison:
+    """Measures a trained backbone and the same one randomly initialised on labelled images, and prints one table.
+
+    Both see the same images with the same preprocessing, in evaluation mode; the same call gives the same numbers.
+    Batch norms of the random backbone get the statistics of training images: with their initial mean 0 and variance 1
+    they would do nothing, and training would seem to help more than it does.
+
+    Args:
+        backbone: the trained one, as ``get_backbone()`` gives it.
+        train: labelled images among which neighbours are looked for and to which the linear probe is fitted.
+        test: labelled images of the same classes; all of them are counted.
+        random: what to compare with, taken as it is; None: the same network with weights drawn anew.
+        k: neighbours that vote.
+        temperature: of their votes; see ``knn_predict``.
+        seed: of the random backbone, and of the images that choose the linear probe's regularisation.
+        print: print the table.
+    Raises:
+        ValueError: if a data set has no labels, ``test`` has classes that ``train`` does not have, or the weights of
+            the backbone cannot be drawn anew.
+    """
+    preprocessing = getattr(backbone, "preprocessing", None)
+    train, test = _open_labelled(train, preprocessing, "train"), _open_labelled(test, preprocessing, "test")
+    preprocessing = preprocessing or Preprocessing.of(train)
+    origin = "as given"
+    if random is None:
+        origin = f"the same network drawn anew with seed {seed}"
+        random = _drawn_anew(backbone, seed)
+        if _measure_batch_norms(random, train, preprocessing):
+            origin += ", batch norm statistics measured on training images"
+
+    rows, chosen = {}, {}
+    for name, network in {"random initialised": random, "trained": backbone}.items():
+        known = features(network, train, preprocessing=preprocessing)
+        asked = features(network, test, preprocessing=preprocessing)
+        asked = Features(asked.features, _renumbered(asked.labels, test.classes, train.classes))
+        chosen[name] = choose_regularisation(known, seed)
+        rows[name] = {
+            "knn": knn_accuracy(known, asked, k, temperature),
+            "linear": linear_accuracy(known, asked, chosen[name]),
+        }
+
+    guess = (asked.labels == known.labels.mode().values).float().mean()
+    classes = len(torch.cat([known.labels, asked.labels]).unique())
+    text = f"""{_table(rows, k)}
+{len(train)} training and {len(test)} test images of {classes} classes. Guessing the most frequent class: {guess:.1%}. \
+Standard error of an accuracy: up to {0.5 / len(test) ** 0.5:.1%}.
+kNN: the {k} training images with the most similar features (cosine) vote, weighted exp(similarity / {temperature:g}).
+Linear: logistic regression on standardised features, C chosen on a fifth of the training images \
+({chosen["random initialised"]:g} random, {chosen["trained"]:g} trained).
+Random initialised: {origin}."""
+    for measure, called in {"knn": "kNN", "linear": "the linear probe"}.items():
+        if rows["trained"][measure] <= rows["random initialised"][measure]:
+            text += f"\nTraining did not help: by {called} the trained backbone is not better than the random one."
+    if print:
+        builtins.print(text)
+    return Comparison(rows, text)
+
+
+def _table(rows: dict[str, dict[str, float]], k: int) -> str:
+    lines = [f"{'backbone':<20}{f'kNN (k={k})':>12}{'linear':>10}"]
+    lines += [f"{name:<20}{row['knn']:>12.1%}{row['linear']:>10.1%}" for name, row in rows.items()]
+    random, trained = rows.values()
+    knn, linear = (100 * (trained[measure] - random[measure]) for measure in ("knn", "linear"))
+    return "\n".join([*lines, f"{'gain':<20}{knn:>+11.1f} {linear:>+9.1f}"])
+
+
+def _open_labelled(dataset: Any, preprocessing: Preprocessing | None, role: str) -> Images:
+    images = open_at_size(dataset, preprocessing).load()
+    if not has_labels(images):
+        raise ValueError(
+            f"{role} has no labels, and an accuracy cannot be measured without; "
+            'pass class folders as "imagefolder:PATH", or a Dataset of (image, label).'
+        )
+    return images
+
+
+def _renumbered(labels: Tensor, classes: list[str] | None, known_classes: list[str] | None) -> Tensor:
+    """The labels by the numbers that their classes have in the training set."""
+    if classes is None or known_classes is None or classes == known_classes:
+        return labels
+    unknown = sorted(set(classes) - set(known_classes))
+    if unknown:
+        raise ValueError(f"test has the classes {unknown}, which train does not have; give both the same class names.")
+    return torch.tensor([known_classes.index(name) for name in classes])[labels]
+
+
+def _drawn_anew(backbone: nn.Module, seed: int) -> nn.Module:
+    """The same network with fresh random weights, on the same device."""
+    with untouched_randomness():
+        torch.manual_seed(seed)
+        if hasattr(backbone, "rebuild"):
+            return backbone.rebuild().to(device_of(backbone))
+        network = copy.deepcopy(backbone).cpu()  # drawn there, so that a seed means the same on every device
+        kept = []
+        for name, module in network.named_modules():
+            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            if reset is not None:
+                reset()
+            else:
+                kept += [f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False)]
+    if kept:
+        raise ValueError(
+            f"the parameters {', '.join(kept)} cannot be drawn anew, because their modules have no reset_parameters(); "
+            "pass a random-initialised backbone as random=."
+        )
+    return network.to(device_of(backbone))
+
+
+def _measure_batch_norms(network: nn.Module, images: Images, preprocessing: Preprocessing) -> bool:
+    """Gives batch norms the statistics of up to 1024 of the images; whether there are any."""
+    norms = [norm for norm in network.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
+    if not norms:
+        return False
+    pixels = images.sample(1024)
+    with untouched_randomness(), torch.no_grad(), evaluation_mode(network):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average over the batches
+            norm.train()
+        for batch in pixels.tensor_split(math.ceil(len(pixels) / 256)):  # no batch is left with a single image
+            network(preprocessing(batch.to(device_of(network))))
+    return True

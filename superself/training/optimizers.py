@@ -1,0 +1,25 @@
+"""Parameter groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+
+def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: weights of two or more dimensions with weight decay; biases, norms and scalars without.
+
+    Chosen by the number of dimensions, not by name, so that it holds for modules of every make.
+
+    Args:
+        parameters: for example ``model.parameters()``; frozen ones are left out.
+        weight_decay: of the first group, for example 1e-4 (SGD) or 0.05 (AdamW on transformers).
+    """
+    trainable = [p for p in parameters if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

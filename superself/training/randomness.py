@@ -1,0 +1,59 @@
+"""Random state: drawn, saved, restored and left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def seed_everything(seed: int, generator: torch.Generator) -> None:
+    """Seeds torch, numpy, Python's random and the run's own ``generator``."""
+    torch.manual_seed(seed)
+    generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def random_state(generator: torch.Generator) -> dict[str, Any]:
+    """The state of every random source that training reads, in values a checkpoint can hold.
+
+    Args:
+        generator: the run's own generator, which views are drawn from.
+    """
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    state: dict[str, Any] = {
+        "run": generator.get_state(),
+        "torch": torch.get_rng_state(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "python": random.getstate(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any], generator: torch.Generator) -> None:
+    """Puts every random source back to where ``random_state`` found it."""
+    generator.set_state(state["run"])
+    torch.set_rng_state(state["torch"])
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    random.setstate(state["python"])
+    if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextlib.contextmanager
+def untouched_randomness() -> Iterator[None]:
+    """What runs inside may draw random numbers; what runs after sees none of it."""
+    unused = torch.Generator()
+    before = random_state(unused)
+    try:
+        yield
+    finally:
+        set_random_state(before, unused)

@@ -1,0 +1,84 @@
+"""Any algorithm, end to end: train without labels, store, load anew, measure, and look.
+
+python test.py                                                      the demo: RotateNet on the embedded photographs
+python test.py rotatenet --data my_images --size 64 --epochs 5      one algorithm on a folder of your own
+python test.py all --quick                                          every algorithm for a few steps
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from superself import compare, create, list_algorithms
+from superself.data import open_images, photos
+from superself.evaluation import show_neighbours
+
+
+def main() -> None:
+    options = parse()
+    for algorithm in list_algorithms() if options.algorithm == "all" else [options.algorithm]:
+        print(f"\n=== {algorithm} ===")
+        run(algorithm, options)
+
+
+def run(algorithm: str, options: argparse.Namespace) -> None:
+    """The whole way from images to a measured backbone; copy from here."""
+    train, test = open_data(options)
+    name = f"store/{algorithm}"
+
+    # Train without labels. Any torchvision name, "timm:NAME" or a module of your own may be the backbone.
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    supervisor = create(algorithm, train, backbone=options.backbone, seed=0).to(device)
+    supervisor.supervise(lr=options.lr, epochs=options.epochs, batch_size=options.batch_size, name=name)
+
+    # Load it anew, as another program would: no data set is needed.
+    supervisor = create(algorithm).load(name)
+    backbone = supervisor.get_backbone().to(device)
+
+    # Measure it against the same network before training, where there are labels to measure with.
+    if test is None:
+        print("No labels, so nothing to measure: give PATH/train/CLASS and PATH/test/CLASS folders for the table.")
+    else:
+        compare(backbone, train, test)
+
+    # Look: query images with the images that the backbone finds most alike.
+    figure = show_neighbours(backbone, train if test is None else test, f"{name}.png")
+    print(f"checkpoint: {name}.pt\nfigure: {figure}")
+
+
+def open_data(options: argparse.Namespace) -> tuple:
+    """The training images, and labelled test images or None."""
+    if options.data == "photos":
+        few = 256 if options.quick else None
+        return photos("train", options.size, few), photos("test", options.size, few and few // 2)
+    if options.data == "cifar10":
+        return tuple(open_images(f"cifar10:{split}", image_size=options.size) for split in ("train", "test"))
+    if (Path(options.data) / "test").is_dir():
+        return tuple(
+            open_images(f"imagefolder:{options.data}/{split}", image_size=options.size) for split in ("train", "test")
+        )
+    return open_images(options.data, image_size=options.size), None
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [*list_algorithms(), "all"]
+    parser.add_argument("algorithm", nargs="?", default="rotatenet", choices=names, help="the algorithm, or all")
+    parser.add_argument(
+        "--data", default="photos", help="photos, cifar10, or a folder (with train/ and test/ if labelled)"
+    )
+    parser.add_argument("--size", type=int, default=64, help="pixels that images are stored at")
+    parser.add_argument("--backbone", default="resnet18", help="a torchvision name or timm:NAME")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--quick", action="store_true", help="a few steps on few small images: does it run?")
+    options = parser.parse_args()
+    if options.quick:
+        options.size, options.epochs = 32, 1
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""One row per algorithm: how to make it small. The contract in test_contract.py runs every row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import superself
+from superself import Supervisor
+
+
+class TinyBackbone(nn.Module):
+    """Two convolutions with batch norm, to feature maps (B, 16, h, w); always the same initial weights."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layers = nn.Sequential(
+                nn.Conv2d(channels, 8, 3, stride=2, padding=1),
+                nn.BatchNorm2d(8),
+                nn.ReLU(),
+                nn.Conv2d(8, 16, 3, stride=2, padding=1),
+                nn.BatchNorm2d(16),
+                nn.ReLU(),
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+def tiny_images(n: int = 16, channels: int = 3, size: tuple[int, int] = (16, 16), seed: int = 0) -> Tensor:
+    """Images with an up and a down: a gradient from dark to bright, in colours and with noise of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    ramp = torch.linspace(0, 160, size[0]).view(1, 1, -1, 1)
+    colour = torch.rand(n, channels, 1, 1, generator=generator) * 60
+    noise = torch.rand(n, channels, *size, generator=generator) * 30
+    return (ramp + colour + noise).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An algorithm and the arguments that make it small enough for a test."""
+
+    algorithm: type[Supervisor]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    backbone: Callable[[], nn.Module] = TinyBackbone
+    lr: float = 1e-2
+
+    def make(self, dataset: Any = None, **arguments: Any) -> Supervisor:
+        """A supervisor on sixteen tiny images, or on ``dataset``."""
+        dataset = tiny_images() if dataset is None else dataset
+        return self.algorithm(dataset, **{"backbone": self.backbone(), "seed": 0, **self.arguments, **arguments})
+
+
+CASES = [
+    Case(superself.RotateNetSupervisor),
+]

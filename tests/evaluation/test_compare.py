@@ -1,0 +1,167 @@
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from superself.data import Images, Preprocessing, open_images
+from superself.data.sources import TensorSource
+from superself.evaluation import compare, features, knn_accuracy, linear_accuracy
+
+
+def stripes(images, seed, classes=("columns", "rows", "flat")):
+    """Noise with a pattern that only its direction tells apart."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(images) % 3
+    wave = 60 * torch.sin(torch.arange(8) * torch.pi / 2 + 0.5)
+    patterns = torch.stack([wave.expand(8, 8), wave[:, None].expand(8, 8), torch.zeros(8, 8)])
+    data = 128 + patterns[labels][:, None] + 40 * torch.randn(images, 3, 8, 8, generator=generator)
+    names = list(classes)
+    places = torch.tensor([names.index(name) for name in ("columns", "rows", "flat")])
+    return Images(TensorSource(data.clamp(0, 255).byte(), places[labels], names))
+
+
+class Directions(nn.Module):
+    """What training might find: how much a picture changes along each axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return torch.stack([x.diff(dim=2).square().mean((1, 2, 3)), x.diff(dim=3).square().mean((1, 2, 3))], dim=1)
+
+
+def network(seed=1):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3))
+
+
+def test_rows_are_what_the_measures_give():
+    train, test, trained, random = stripes(60, 0), stripes(31, 1), Directions(), network()
+    rows = compare(trained, train, test, random=random, k=5, print=False).rows
+    assert list(rows) == ["random initialised", "trained"]
+    for name, backbone in (("random initialised", random), ("trained", trained)):
+        known, asked = (features(backbone, part, preprocessing=Preprocessing.of(train)) for part in (train, test))
+        assert rows[name] == {"knn": knn_accuracy(known, asked, k=5), "linear": linear_accuracy(known, asked)}
+
+
+def test_a_backbone_that_sees_the_classes_beats_the_random_one(capsys):
+    comparison = compare(Directions(), stripes(60, 0), stripes(31, 1), random=network(), k=5)
+    printed = capsys.readouterr().out
+    assert printed == f"{comparison}\n"
+    assert comparison.rows["trained"]["knn"] > comparison.rows["random initialised"]["knn"] + 0.2
+    assert "not better" not in printed
+
+
+def test_the_table_says_what_was_measured():
+    comparison = compare(Directions(), stripes(60, 0), stripes(31, 1), random=network(), k=5, print=False)
+    lines = str(comparison).splitlines()
+    rows = comparison.rows
+    assert lines[0].split("  ")[0] == "backbone" and lines[0].endswith("kNN (k=5)    linear")
+    for line, name in zip(lines[1:], rows, strict=False):
+        assert re.fullmatch(rf"{name} +{rows[name]['knn']:.1%} +{rows[name]['linear']:.1%}", line)
+    gain = 100 * (rows["trained"]["knn"] - rows["random initialised"]["knn"])
+    assert lines[3].split()[:2] == ["gain", f"{gain:+.1f}"]
+    # 31 test images, 11 of the most frequent class of the training set; 0.5 / sqrt(31) = 9.0 %
+    assert "60 training and 31 test images of 3 classes. Guessing the most frequent class: 35.5%" in comparison.text
+    assert "Standard error of an accuracy: up to 9.0%" in comparison.text
+    assert "the 5 training images" in comparison.text and "similarity / 0.1" in comparison.text
+    assert "Random initialised: as given." in comparison.text
+
+
+def test_a_backbone_that_is_not_better_is_called_so():
+    random = network()
+    text = compare(random, stripes(60, 0), stripes(31, 1), random=random, k=5, print=False).text
+    assert text.count("Training did not help") == 2
+
+
+def test_same_numbers_twice_and_the_random_state_does_not_move():
+    trained = network()
+    torch.rand(5)
+    state = torch.get_rng_state()
+    first = compare(trained, stripes(60, 0), stripes(31, 1), k=5, print=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    assert compare(trained, stripes(60, 0), stripes(31, 1), k=5, print=False) == first
+
+
+def test_the_random_backbone_has_other_weights_and_leaves_the_trained_one_alone():
+    trained = network().train()
+    before = {name: value.clone() for name, value in trained.state_dict().items()}
+    other = compare(trained, stripes(60, 0), stripes(31, 1), k=5, seed=3, print=False)
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+    assert all(module.training for module in trained)
+    assert "the same network drawn anew with seed 3, batch norm statistics measured" in other.text
+
+
+def test_the_random_backbone_comes_from_rebuild_where_there_is_one():
+    trained = Directions()
+    trained.position = nn.Parameter(torch.zeros(3))  # cannot be drawn anew
+    trained.rebuild = network
+    comparison = compare(trained, stripes(60, 0), stripes(31, 1), k=5, seed=1, print=False)
+    norm = network(seed=1)
+    assert comparison.rows["random initialised"] != comparison.rows["trained"]
+    assert isinstance(norm[1], nn.BatchNorm2d) and "batch norm statistics measured" in comparison.text
+
+
+def test_batch_norms_of_the_random_backbone_get_the_statistics_of_training_images():
+    seen = []
+
+    class Spy(nn.BatchNorm2d):
+        def forward(self, x):
+            if not self.training:
+                seen.append((self.running_mean.clone(), self.running_var.clone()))
+            return super().forward(x)
+
+    train = stripes(60, 0)
+    trained = nn.Sequential(Spy(3), nn.Conv2d(3, 4, 3))
+    compare(trained, train, stripes(31, 1), k=5, print=False)
+    pixels = Preprocessing.of(train)(train.batch(range(60)).images)
+    mean, variance = seen[0]  # the random backbone comes first
+    assert torch.allclose(mean, pixels.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(variance, pixels.var((0, 2, 3)), atol=1e-4)
+    assert torch.equal(seen[-1][0], torch.zeros(3))  # the trained one is measured as it is
+
+
+def test_parameters_that_cannot_be_drawn_anew_are_named():
+    trained = network()
+    trained.append(nn.Module())
+    trained[-1].forward = lambda x: x
+    trained[-1].position = nn.Parameter(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"parameters 4\.position cannot be drawn anew.*as random="):
+        compare(trained, stripes(60, 0), stripes(31, 1), print=False)
+
+
+def test_classes_are_matched_by_name():
+    train, test = stripes(60, 0), stripes(31, 1, classes=("flat", "columns", "rows"))
+    moved = compare(Directions(), train, test, random=network(), k=5, print=False)
+    assert moved == compare(Directions(), train, stripes(31, 1), random=network(), k=5, print=False)
+    strange = stripes(31, 1, classes=("columns", "rows", "flat", "dots"))
+    with pytest.raises(ValueError, match=r"test has the classes \['dots'\], which train does not have"):
+        compare(Directions(), train, strange, random=network(), k=5, print=False)
+
+
+def test_class_folders_are_compared_at_the_size_of_the_preprocessing(tmp_path):
+    for split in ("train", "test"):
+        for place in range(12):
+            folder = tmp_path / split / f"class{place % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            grey = np.full((9 + place, 12, 3), 60 + 100 * (place % 2) + place, dtype=np.uint8)
+            Image.fromarray(grey).save(folder / f"{place}.png")
+    trained = network()
+    trained.preprocessing = Preprocessing((3, 8, 8), "uint8", (0.5,) * 3, (0.25,) * 3)
+    folders = (f"imagefolder:{tmp_path / split}" for split in ("train", "test"))
+    assert "12 training and 12 test images of 2 classes" in compare(trained, *folders, k=3, print=False).text
+
+
+@pytest.mark.parametrize("role", ["train", "test"])
+def test_images_without_labels_are_an_error(role):
+    data = {"train": stripes(60, 0), "test": stripes(31, 1)}
+    data[role] = open_images(data[role].batch(range(31)).images)
+    with pytest.raises(
+        ValueError, match=rf'{role} has no labels.*"imagefolder:PATH", or a Dataset of \(image, label\)'
+    ):
+        compare(network(), **data, print=False)

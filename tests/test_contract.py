@@ -1,0 +1,139 @@
+"""What every algorithm must keep, whatever it computes. Each test runs once for each row of cases.py."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+
+import pytest
+import torch
+from cases import CASES, tiny_images
+
+from superself import Supervisor
+from superself.evaluation import feature_std, features
+
+HOOKS = ("_load_pretrained", "_init_data_optimizer", "_epochs", "_forward", "_update")
+pytestmark = pytest.mark.parametrize("case", CASES, ids=[case.algorithm.__name__ for case in CASES])
+
+
+def one_batch(supervisor):
+    return supervisor.images.load().batch(torch.arange(8))[:2]
+
+
+def fixed_loss(supervisor):
+    """The loss on one batch with every random source at the same place."""
+    torch.manual_seed(1)
+    supervisor.generator.manual_seed(1)
+    return supervisor._forward(one_batch(supervisor))
+
+
+def test_forward_gives_a_finite_scalar(case):
+    loss = case.make()._forward(one_batch(case.make()))
+    assert loss.shape == () and torch.isfinite(loss)
+
+
+def test_every_trainable_parameter_is_optimised_and_receives_a_gradient(case):
+    supervisor = case.make()
+    seen = {}
+
+    class Watched(type(supervisor)):
+        def _init_data_optimizer(self, *arguments):
+            loader, optimizer, scheduler = super()._init_data_optimizer(*arguments)
+            seen["optimised"] = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            return loader, optimizer, scheduler
+
+    supervisor.__class__ = Watched
+    supervisor.supervise(epochs=1, batch_size=16, name="run", progress=False)
+    fixed_loss(supervisor).backward()
+    for name, parameter in supervisor.named_parameters():
+        assert (id(parameter) in seen["optimised"]) == parameter.requires_grad, name
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_one_update_changes_the_backbone(case):
+    supervisor = case.make()
+    before = copy.deepcopy(supervisor.get_backbone().state_dict())
+    supervisor.supervise(lr=case.lr, epochs=1, batch_size=16, name="run", progress=False)
+    after = supervisor.get_backbone().state_dict()
+    trainable = [name for name, _ in supervisor.get_backbone().named_parameters()]
+    assert all(not torch.equal(before[name], after[name]) for name in trainable)
+
+
+def test_saved_and_loaded_anew_gives_the_same_loss(case):
+    supervisor = case.make()
+    supervisor.supervise(lr=case.lr, epochs=1, batch_size=16, name="run", progress=False)
+    loaded = case.make().load("run")
+    assert torch.equal(fixed_loss(loaded), fixed_loss(supervisor))
+
+
+def test_loads_without_a_data_set(case):
+    supervisor = case.make()
+    supervisor.supervise(lr=case.lr, epochs=1, batch_size=16, name="run", progress=False)
+    loaded = case.algorithm(backbone=case.backbone(), **case.arguments).load(name="run")
+    for name, tensor in supervisor.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_resumed_run_equals_uninterrupted_run(case):
+    whole = case.make(tiny_images(20))
+    whole.supervise(lr=case.lr, epochs=4, batch_size=8, name="whole", progress=False)
+    case.make(tiny_images(20)).supervise(lr=case.lr, epochs=2, batch_size=8, name="parts", progress=False)
+    resumed = case.make(tiny_images(20), seed=5)
+    resumed.supervise(lr=case.lr, epochs=4, batch_size=8, name="parts", resume=True, progress=False)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+def test_backbone_is_the_trained_module_and_gives_features(case):
+    backbone = case.backbone()
+    supervisor = case.make(backbone=backbone)
+    supervisor.supervise(epochs=1, batch_size=16, name="run", progress=False)
+    assert supervisor.get_backbone() is backbone
+    assert features(backbone, supervisor.images).features.shape == (16, 16)
+
+
+def test_thirty_steps_lower_the_loss_and_features_stay_alive(case):
+    supervisor = case.make()
+    supervisor.train()
+    before = fixed_loss(supervisor).item()
+    supervisor.supervise(lr=case.lr, epochs=30, batch_size=16, name="run", progress=False)
+    supervisor.train()
+    assert fixed_loss(supervisor).item() < before
+    found = features(supervisor.get_backbone(), supervisor.images).features
+    assert feature_std(found) > 0.02 / found.shape[1] ** 0.5
+
+
+def test_hooks_keep_their_signatures(case):
+    for hook in HOOKS:
+        names = list(inspect.signature(getattr(case.algorithm, hook)).parameters)
+        assert names == list(inspect.signature(getattr(Supervisor, hook)).parameters), hook
+    assert "_epochs" not in vars(case.algorithm), "the loop is written once, in Supervisor"
+
+
+def test_docstring_names_its_source(case):
+    docstring = inspect.getdoc(case.algorithm)
+    assert "Source: " in docstring and "arXiv:" in docstring and "Deviations: " in docstring
+
+
+def test_says_what_its_loss_means(case):
+    supervisor = case.make()
+    assert supervisor.loss_meaning != Supervisor.loss_meaning
+    assert supervisor.chance_loss is None or supervisor.chance_loss > 0
+    assert case.algorithm.family in ("patch", "predictive", "generative", "contrastive", "clustering")
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (4, 20, 16)], ids=["grey", "4 channels, not square"])
+def test_takes_other_channels_and_shapes(case, shape):
+    images = tiny_images(8, shape[0], shape[1:])
+    supervisor = case.make(images, backbone=case.backbone(shape[0]))
+    supervisor.supervise(epochs=1, batch_size=8, name="run", progress=False)
+    assert features(supervisor.get_backbone(), images).features.shape == (8, 16)
+
+
+def test_seed_repeats_the_run(case):
+    runs = []
+    for _ in range(2):
+        supervisor = case.algorithm(tiny_images(), backbone="resnet18", seed=3, **case.arguments)
+        supervisor.supervise(epochs=1, batch_size=16, name="run", progress=False)
+        runs.append(supervisor.state_dict())
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])

@@ -1,0 +1,54 @@
+"""The README's code runs as it stands, but for its size: fewer images and epochs."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from superself import list_algorithms
+from superself.algorithms import ALGORITHMS
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SMALLER = [
+    ("size=64)", "size=16, count=96)"),
+    ("image_size=64", "image_size=16"),
+    ("image_size=32", "image_size=16"),
+    ("epochs=50", "epochs=1"),
+    ("epochs=5", "epochs=1"),
+    ("RotateNetSupervisor(train_dataset)", 'RotateNetSupervisor(train_dataset, backbone="resnet18")'),
+]
+
+
+@pytest.mark.slow
+def test_code_blocks_run_one_after_the_other(capsys):
+    random = np.random.default_rng(0)
+    Path("my_images/nested").mkdir(parents=True)
+    for i in range(32):
+        Image.fromarray(random.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(f"my_images/nested/{i}.png")
+    assert len(BLOCKS) == 5
+    for block in BLOCKS:
+        for large, small in SMALLER:
+            block = block.replace(large, small)
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    printed = capsys.readouterr().out
+    assert "random initialised" in printed and Path("store/classifier.pt").exists()
+
+
+def test_example_of_overriding_is_at_most_ten_lines():
+    block = next(block for block in BLOCKS if "class Clipped" in block)
+    lines = block[block.index("class") : block.rindex("Clipped")].strip().splitlines()
+    assert len(lines) <= 10
+
+
+def test_table_of_algorithms_is_the_registry():
+    rows = dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", README, re.MULTILINE))
+    assert rows == {cls.__name__: name for name, cls in ALGORITHMS.items()}
+    assert sorted(rows.values()) == list_algorithms()
+
+
+def test_table_names_the_family():
+    for cls in ALGORITHMS.values():
+        assert re.search(rf"^\| `{cls.__name__}` \| `\w+` \| {cls.family} \|", README, re.MULTILINE)

@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from cases import TinyBackbone, tiny_images
+from torch import nn
+
+from superself import CombinedNet, RotateNetSupervisor, Supervisor
+from superself.training import read_checkpoint, warmup_cosine
+
+TESTS = Path(__file__).parent
+
+
+def rotatenet(n=20, **arguments):
+    return RotateNetSupervisor(tiny_images(n), **{"backbone": TinyBackbone(), "seed": 0, **arguments})
+
+
+def weights_of(supervisor):
+    return {name: tensor.clone() for name, tensor in supervisor.state_dict().items()}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def read_rows(name):
+    with open(f"{name}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class StopsAt(RotateNetSupervisor):
+    """Sends itself a signal after the step ``self.stop_at``."""
+
+    def _update(self, loss, optimizer, lr_scheduler):
+        super()._update(loss, optimizer, lr_scheduler)
+        if self.step + 1 == self.stop_at:
+            os.kill(os.getpid(), self.signal)
+
+
+@pytest.mark.parametrize("number, expected", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+@pytest.mark.parametrize("stop_at", [1, 4, 6])  # in the first epoch, in the second, at the end of the second
+def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(number, expected, stop_at):
+    schedule = {"lr_scheduler": warmup_cosine(0.2), "batch_size": 8, "epochs": 4, "progress": False}
+    whole = rotatenet().supervise(name="whole", **schedule)
+    stopped = StopsAt(tiny_images(20), backbone=TinyBackbone(), seed=0)
+    stopped.stop_at, stopped.signal = stop_at, number
+    with pytest.raises(expected):
+        stopped.supervise(name="parts", **schedule)
+    assert read_checkpoint("parts")["step"] == stop_at
+    assert yaml.safe_load(Path("parts.yaml").read_text())["state"] == "interrupted"
+    resumed = rotatenet(seed=9).supervise(name="parts", resume=True, **schedule)
+    assert_same(weights_of(resumed), weights_of(whole))
+    rows = [read_rows(name) for name in ("whole", "parts")]
+    for one, other in zip(*rows, strict=True):
+        assert [one[key] for key in ("epoch", "loss", "lr", "feature_std")] == [
+            other[key] for key in ("epoch", "loss", "lr", "feature_std")
+        ]
+
+
+def test_killed_outright_and_resumed_equals_uninterrupted():
+    script = """
+        import os, signal
+        from cases import TinyBackbone, tiny_images
+        from superself import RotateNetSupervisor
+
+        class Killed(RotateNetSupervisor):
+            def _update(self, *arguments):
+                super()._update(*arguments)
+                if self.step == 7:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        supervisor = Killed(tiny_images(20), backbone=TinyBackbone(), seed=0)
+        supervisor.supervise(batch_size=8, epochs=4, name="parts", progress=False)
+    """
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=environment)
+    assert done.returncode == -signal.SIGKILL
+    assert read_checkpoint("parts")["epoch"] == 2
+    whole = rotatenet().supervise(batch_size=8, epochs=4, name="whole", progress=False)
+    resumed = rotatenet().supervise(batch_size=8, epochs=4, name="parts", resume=True, progress=False)
+    assert_same(weights_of(resumed), weights_of(whole))
+
+
+def test_a_crash_leaves_the_last_good_file():
+    class Crashes(RotateNetSupervisor):
+        def _forward(self, data):
+            if self.step == 4:
+                raise RuntimeError("out of luck")
+            return super()._forward(data)
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        Crashes(tiny_images(), backbone=TinyBackbone()).supervise(epochs=5, batch_size=8, name="run", progress=False)
+    assert read_checkpoint("run")["step"] == 4
+    assert yaml.safe_load(Path("run.yaml").read_text())["state"] == "stopped by an error"
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step():
+    class Diverges(RotateNetSupervisor):
+        def _forward(self, data):
+            return super()._forward(data) * (torch.nan if self.step == 5 else 1)
+
+    supervisor = Diverges(tiny_images(), backbone=TinyBackbone())
+    with pytest.raises(
+        FloatingPointError, match=r"The loss is nan in epoch 3, step 6: run\.pt keeps the last good epoch"
+    ):
+        supervisor.supervise(epochs=5, batch_size=8, name="run", progress=False)
+    assert all(tensor.isfinite().all() for tensor in supervisor.state_dict().values())
+    assert read_checkpoint("run")["step"] == 4
+
+
+def test_a_full_disk_is_said_and_training_goes_on(monkeypatch):
+    from superself import supervisor as module
+
+    calls = []
+
+    def full_once(name, state):
+        calls.append(state["epoch"])
+        if len(calls) == 1:
+            raise OSError("no space left on device")
+        return write(name, state)
+
+    write = module.write_checkpoint
+    monkeypatch.setattr(module, "write_checkpoint", full_once)
+    with pytest.warns(UserWarning, match=r"epoch 1 could not be stored \(no space left on device\)"):
+        rotatenet().supervise(epochs=2, batch_size=8, name="run", progress=False)
+    assert read_checkpoint("run")["epoch"] == 2
+
+
+def test_probe_and_progress_change_no_weight(capsys):
+    labelled = torch.utils.data.TensorDataset(tiny_images(40), torch.arange(40) % 2)
+    plain = rotatenet().supervise(epochs=2, batch_size=8, name="plain", progress=False)
+    assert capsys.readouterr().out == ""
+    probed = rotatenet().supervise(epochs=2, batch_size=8, name="probed", probe=(labelled, labelled))
+    assert_same(weights_of(plain), weights_of(probed))
+    printed = capsys.readouterr().out
+    assert printed.count("kNN") == 2 and "knowing nothing gives 1.386" in printed
+    rows = read_rows("probed")
+    assert [row["epoch"] for row in rows] == ["1", "2"] and all(0 <= float(row["knn"]) <= 1 for row in rows)
+
+
+def test_line_of_an_epoch_tells_what_is_needed(capsys):
+    rotatenet().supervise(epochs=2, batch_size=8, name="run")
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 1/2"))
+    for part in ("loss ", "(chance 1.386)", "images/s", "waiting for data", "lr 0.001", "feature std", "rank", "left"):
+        assert part in line, part
+
+
+def test_record_names_every_argument_and_version():
+    rotatenet().supervise(lr=2e-3, epochs=1, batch_size=8, name="deep/run", progress=False)
+    record = yaml.safe_load(Path("deep/run.yaml").read_text())
+    assert record["algorithm"] == "RotateNetSupervisor" and record["seed"] == 0 and record["state"] == "finished"
+    assert record["settings"]["lr"] == 2e-3 and record["settings"]["optimizer"].endswith("Adam")
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["start"] <= record["end"]
+
+
+def test_collapse_is_said_with_its_causes(capsys):
+    class Collapses(RotateNetSupervisor):
+        def _update(self, loss, optimizer, lr_scheduler):
+            super()._update(loss, optimizer, lr_scheduler)
+            for parameter in self.model.backbone.layers[4].parameters():  # the last norm: constant features
+                parameter.data = torch.ones_like(parameter) * (parameter is self.model.backbone.layers[4].bias)
+
+    Collapses(tiny_images(), backbone=TinyBackbone()).supervise(epochs=3, batch_size=8, name="run")
+    printed = capsys.readouterr().out
+    assert printed.count("The features collapse") == 1 and "no upright position" in printed
+
+
+def test_a_loss_at_chance_is_said_with_its_causes(capsys):
+    noise = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8)
+    RotateNetSupervisor(noise, backbone=TinyBackbone(), seed=0).supervise(lr=1e-6, epochs=3, batch_size=32, name="run")
+    printed = capsys.readouterr().out
+    assert printed.count("nothing has been learnt yet") == 1 and "no upright position" in printed
+
+
+def test_pretrained_starts_from_stored_weights_and_a_new_optimiser():
+    first = rotatenet().supervise(epochs=2, batch_size=8, name="run", progress=False)
+    before = weights_of(first)
+    seen = {}
+
+    class Looks(RotateNetSupervisor):
+        def _epochs(self, *arguments):
+            seen.update(weights_of(self), step=self.step, state=len(self.optimizer.state))
+            super()._epochs(*arguments)
+
+    again = Looks(tiny_images(20), backbone=TinyBackbone())
+    again.supervise(epochs=1, batch_size=8, name="run", pretrained=True, progress=False)
+    assert seen.pop("step") == 0 and seen.pop("state") == 0
+    assert_same(seen, before)
+    other = Looks(tiny_images(20), backbone=TinyBackbone())
+    other.supervise(epochs=1, batch_size=8, name="other", pretrained="run", progress=False)
+    assert Path("other.pt").exists()
+
+
+def test_load_builds_the_networks_of_the_stored_run():
+    images = tiny_images(8, channels=1, size=(20, 16))
+    trained = RotateNetSupervisor(images, rotations=(0, 180), backbone="resnet18", seed=0)
+    trained.supervise(epochs=1, batch_size=8, name="run", progress=False)
+    loaded = RotateNetSupervisor().load(name="run")
+    assert loaded.rotations == (0, 180) and loaded.preprocessing == trained.preprocessing
+    assert_same(weights_of(loaded), weights_of(trained))
+    x = trained.preprocessing(images)
+    assert torch.equal(loaded.get_backbone().eval()(x), trained.get_backbone().eval()(x))
+
+
+def test_load_refuses_with_the_list_of_keys():
+    rotatenet().supervise(epochs=1, batch_size=8, name="run", progress=False)
+    with pytest.raises(
+        ValueError, match="(?s)does not fit this model.*missing in the file: model.backbone.conv1.weight"
+    ):
+        RotateNetSupervisor(tiny_images(), backbone="resnet18").load("run")
+
+
+def test_load_refuses_other_channels():
+    rotatenet().supervise(epochs=1, batch_size=8, name="run", progress=False)
+    with pytest.raises(ValueError, match="trained on 3 channels and this data set has 1"):
+        RotateNetSupervisor(tiny_images(8, channels=1), backbone=TinyBackbone(1)).load("run")
+
+
+def test_load_leaves_the_random_state_alone():
+    rotatenet(backbone="resnet18").supervise(epochs=1, batch_size=8, name="run", progress=False)
+    supervisor = RotateNetSupervisor()
+    state = torch.get_rng_state()
+    supervisor.load("run")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_base_class_takes_a_model_a_data_set_and_a_loss():
+    class MeanColour(Supervisor):
+        def _forward(self, data):
+            images = self.preprocessing(data[0])
+            return self.loss(self.model(images), images.mean(dim=(2, 3)))
+
+    model = CombinedNet(TinyBackbone(), nn.Linear(16, 3))
+    supervisor = MeanColour(model, tiny_images(), nn.MSELoss()).supervise(
+        epochs=1, batch_size=8, name="run", progress=False
+    )
+    assert supervisor.get_backbone() is model.backbone and supervisor.step == 2
+
+
+@pytest.mark.parametrize("arguments", [1, 2])
+def test_scheduler_takes_the_optimiser_or_the_steps_too_and_steps_once_a_step(arguments):
+    seen = []
+
+    def short(optimizer):
+        return torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+
+    def long(optimizer, total_steps):
+        seen.append(total_steps)
+        return short(optimizer)
+
+    supervisor = rotatenet()
+    supervisor.supervise(lr=1.0, optimizer=torch.optim.SGD, epochs=2, batch_size=8, name="run", progress=False,
+                         lr_scheduler=short if arguments == 1 else long)  # fmt: skip
+    assert supervisor.optimizer.param_groups[0]["lr"] == 1.0 * 0.5**6
+    assert seen == ([] if arguments == 1 else [6])
+
+
+def test_weight_decay_goes_to_weights_only():
+    supervisor = rotatenet().supervise(epochs=1, batch_size=8, weight_decay=0.1, name="run", progress=False)
+    decays = {p.ndim >= 2: g["weight_decay"] for g in supervisor.optimizer.param_groups for p in g["params"]}
+    assert decays == {True: 0.1, False: 0.0}
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"batch_size": 21}, r"batch_size=21 is larger than the data set \(20 images\).*pass batch_size <= 20"),
+        ({"batch_size": 0}, "batch_size=0 must be a whole number of at least 1"),
+        ({"epochs": 1.5}, "epochs=1.5 must be a whole number"),
+        ({"resume": True, "pretrained": True}, "resume=True and pretrained=True are different things"),
+        ({"probe": torch.zeros(3)}, r"a pair \(labelled_train, labelled_test\) is needed"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_the_first_step(settings, message):
+    supervisor = rotatenet()
+    before = weights_of(supervisor)
+    with pytest.raises(ValueError, match=message):
+        supervisor.supervise(**{"batch_size": 8, "name": "run", **settings})
+    assert_same(before, weights_of(supervisor))
+    assert os.listdir() == []
+
+
+def test_unknown_arguments_are_refused_with_the_nearest_name():
+    with pytest.raises(TypeError, match=r"no argument 'epoch' \(given: epoch=3\); did you mean 'epochs'"):
+        rotatenet().supervise(epoch=3)
+    with pytest.raises(TypeError, match="no argument 'rotation'.*did you mean 'rotations'"):
+        rotatenet(rotation=(0, 90))
+    with pytest.raises(TypeError, match="no argument 'imagesize'.*did you mean 'image_size'"):
+        rotatenet(imagesize=32)
+
+
+def test_resume_refuses_other_settings_with_the_difference():
+    rotatenet().supervise(epochs=1, batch_size=8, name="run", progress=False)
+    with pytest.raises(ValueError, match="batch_size: 8 then, 4 now; images: 20 then, 12 now"):
+        rotatenet(12).supervise(epochs=2, batch_size=4, name="run", resume=True, progress=False)
+
+
+def test_resume_without_a_run_says_so():
+    with pytest.raises(FileNotFoundError, match="There is no run 'store/none'"):
+        rotatenet().supervise(batch_size=8, name="store/none", resume=True)
+
+
+def test_without_data_set_and_folder_training_says_what_to_pass():
+    with pytest.raises(ValueError, match="made without a data set and the folder 'dataset' holds no images"):
+        RotateNetSupervisor(backbone=TinyBackbone()).supervise()
+
+
+def test_without_argument_the_folder_dataset_is_used():
+    from PIL import Image
+
+    Path("dataset/nested").mkdir(parents=True)
+    for i, image in enumerate(tiny_images(4)):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(f"dataset/nested/{i}.png")
+    supervisor = RotateNetSupervisor(backbone=TinyBackbone())
+    supervisor.supervise(epochs=1, batch_size=4, progress=False)
+    assert len(supervisor.images) == 4 and Path("store/base.pt").exists()
+
+
+def test_a_backbone_that_cannot_be_used_is_refused_when_made():
+    with pytest.raises(ValueError, match="failed on a batch of .* pass a backbone that takes 1 channels"):
+        RotateNetSupervisor(tiny_images(8, channels=1), backbone=TinyBackbone(3))
+
+
+def test_collate_fn_of_the_user_is_used():
+    calls = []
+
+    def collate(items):
+        calls.append(len(items))
+        images, index = zip(*items, strict=True)
+        return torch.stack(images), torch.tensor(index)
+
+    one = rotatenet(collate_fn=collate).supervise(epochs=1, batch_size=8, name="one", progress=False)
+    other = rotatenet().supervise(epochs=1, batch_size=8, name="other", progress=False)
+    assert calls == [8, 8, 8]
+    assert_same(weights_of(one), weights_of(other))
