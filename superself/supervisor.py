@@ -16,21 +16,16 @@ from superself.data import BatchLoader, EpochSampler, Preprocessing, Unknown, op
 from superself.evaluation.watch import Watch
 from superself.networks import CombinedNet
 from superself.training import (
-    FinishStepOnSignal,
-    Progress,
-    RunRecord,
+    Run,
+    can_fuse,
     check_known,
     check_settings,
     constant,
-    describe_value,
-    is_plain,
     parameter_groups,
-    random_state,
     read_checkpoint,
     require_fit,
-    require_same,
     seed_everything,
-    set_random_state,
+    stored_arguments,
     untouched_randomness,
     versions,
     write_checkpoint,
@@ -125,6 +120,8 @@ class Supervisor(nn.Module):
         seed: int | None = None,
         probe: tuple[Any, Any] | None = None,
         probe_every: int = 1,
+        precision: str = "auto",
+        compile: bool = False,
         progress: bool = True,
         **unknown: Any,
     ) -> Supervisor:
@@ -145,6 +142,8 @@ class Supervisor(nn.Module):
             seed: of order, views and dropout; None takes the constructor's, which covers the initial weights too.
             probe: (labelled_train, labelled_test): prints the kNN accuracy of the backbone; changes no weight.
             probe_every: epochs from one probe to the next.
+            precision: "bf16-mixed", "32-true", or "auto": bfloat16 where the hardware computes in it.
+            compile: compile the networks (torch.compile); worth its minute in long runs.
             progress: False prints nothing.
         Raises:
             ValueError: before the first step, if an argument or the data cannot be used.
@@ -155,7 +154,7 @@ class Supervisor(nn.Module):
         check_known(unknown, type(self).supervise)
         settings = {k: v for k, v in locals().items() if k not in ("self", "unknown", "__class__")}
         check_settings(settings, len(self.images))
-        self.name, self.settings, self.total_epochs = str(name), settings, epochs
+        self.settings, self.total_epochs = settings, epochs
         self.step = self.epoch = 0
         self.seed = self.seed if seed is None else seed
         stored = self._load_run(name) if resume else None
@@ -168,7 +167,7 @@ class Supervisor(nn.Module):
         self._open_run(train_loader, optimizer, lr_scheduler, stored)
         state = "stopped by an error"
         try:
-            with FinishStepOnSignal() as self.signals:
+            with self.run.signals:
                 self._epochs(epochs, train_loader, optimizer, lr_scheduler)
                 self._store()
             state = "finished"
@@ -176,8 +175,8 @@ class Supervisor(nn.Module):
             state = "interrupted"
             raise
         finally:
-            self.record.skip(self.images.skipped)
-            self.record.end(state)
+            self.run.record.skip(self.images.skipped)
+            self.run.record.end(state)
         return self
 
     def get_backbone(self) -> nn.Module:
@@ -217,13 +216,17 @@ class Supervisor(nn.Module):
     ) -> tuple[BatchLoader, Optimizer, Any]:
         """Makes the loader, the optimiser over all trainable parameters, and the schedule over optimiser steps."""
         self.images.load()
+        if self.settings["compile"]:
+            for network in self.children():
+                network.compile()
         sampler = EpochSampler(len(self.images), batch_size, shuffle, self.seed)
         pin = self.device.type == "cuda"
         loader = BatchLoader(self.images, sampler, num_workers, collate_fn, pin_memory=pin, target=self.target)
         parameters = [p for p in self.parameters() if p.requires_grad]
         weight_decay = self.settings["weight_decay"]
         groups = parameters if weight_decay is None else parameter_groups(parameters, weight_decay)
-        optimizer = optimizer(groups, lr=lr)
+        fused = {"fused": True} if can_fuse(optimizer, self.device) else {}
+        optimizer = optimizer(groups, lr=lr, **fused)
         self.total_steps = self.total_epochs * len(loader)
         schedule = lr_scheduler or constant
         takes_steps = len(inspect.signature(schedule).parameters) > 1
@@ -235,17 +238,18 @@ class Supervisor(nn.Module):
         self.train()
         while self.epoch < epochs:
             train_loader.sampler.set_epoch(self.epoch, start=self.step - self.epoch * len(train_loader))
-            for data in self.progress.batches(train_loader, self.epoch):
-                loss = self(self._to_device(data))
+            for data in self.run.progress.batches(train_loader, self.epoch):
+                with self.run.autocast():
+                    loss = self(self._to_device(data))
                 self._check_finite(loss)
                 self._update(loss, optimizer, lr_scheduler)
                 self.step += 1
-                if self.progress.after_step(loss, optimizer.param_groups[0]["lr"]):
-                    self._check_finite(self.progress.loss_sum)
-                if self.signals.received:
+                if self.run.progress.after_step(loss, self.run.lr):
+                    self._check_finite(self.run.progress.loss_sum)
+                if self.run.signals.received:
                     self._leave()
             self.epoch += 1
-            self._end_epoch(optimizer.param_groups[0]["lr"])
+            self._end_epoch()
 
     def _forward(self, data: tuple[Tensor, Tensor]) -> Tensor:
         """The algorithm's equations: images (B, C, H, W) as stored, and their places in the data set (B,) -> loss ()."""
@@ -319,94 +323,59 @@ class Supervisor(nn.Module):
 
     def _open_run(self, loader: BatchLoader, optimizer: Optimizer, lr_scheduler: Any, stored: dict | None) -> None:
         """Puts a run that is resumed back to where it was, opens its record, and says what is about to happen."""
-        show = self.settings["progress"]
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.progress = Progress(self.total_epochs, len(loader), self.chance_loss, show)
+        settings = {**self.settings, "images": len(self.images)}
+        self.run = Run(settings, optimizer, lr_scheduler, len(loader), self.chance_loss, self, self.device)
         self.watch = Watch(self.images.sample(256), self.settings["probe"], self.settings["probe_every"])
         if stored:
-            require_same(
-                stored["settings"], self._kept_settings(), len(self.images), stored["data"]["count"], self.name
-            )
-            optimizer.load_state_dict(stored["optimizer"])
-            lr_scheduler.load_state_dict(stored["lr_scheduler"])
-            self.progress.load_state_dict(stored["progress"])
+            self.run.load_state_dict(stored, self.generator)
             self.step, self.epoch = stored["step"], stored["epoch"]
-            set_random_state(stored["random"], self.generator)
+        chance = "" if self.chance_loss is None else f"; knowing nothing gives {self.chance_loss:.3f}"
         facts = {
             "algorithm": type(self).__name__,
             "arguments": self.arguments,
-            "settings": self.settings,
             "seed": self.seed,
             "data": self.images.describe(),
             "backbone": getattr(self.model.backbone, "description", type(self.model.backbone).__name__),
-            "loss": f"{self.loss_meaning}; chance is {self.chance_loss}",
+            "loss": self.loss_meaning + chance,
             "device": str(self.device),
-            "resumed_at_step": self.step,
         }
-        self.record = RunRecord(self.name, facts, finished_epochs=self.epoch)
-        self.record.skip(self.images.skipped)
-        if show:
-            chance = "" if self.chance_loss is None else f"; knowing nothing gives {self.chance_loss:.3f}"
-            print(f"data: {facts['data']}")
-            print(f"backbone: {facts['backbone']}, on {facts['device']}")
-            print(f"loss: {self.loss_meaning}{chance}")
-            print(
-                f"run: {self.total_epochs} epochs of {len(loader)} steps, kept in {self.name}.pt" + self._resumed_text()
-            )
-
-    def _resumed_text(self) -> str:
-        return f", resumed after step {self.step}" if self.step else ""
-
-    def _kept_settings(self) -> dict[str, Any]:
-        return {k: describe_value(v) for k, v in self.settings.items()}
+        self.run.open(facts, self.images.skipped, self.step, self.epoch)
 
     def _store(self) -> None:
         """Writes NAME.pt."""
-        write_checkpoint(
-            self.name,
-            {
-                "algorithm": type(self).__name__,
-                "arguments": {k: v for k, v in self.arguments.items() if is_plain(v) and k not in ("dataset", "seed")},
-                "settings": self._kept_settings(),
-                "seed": self.seed,
-                "model": self.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "lr_scheduler": self.lr_scheduler.state_dict(),
-                "progress": self.progress.state_dict(),
-                "step": self.step,
-                "epoch": self.epoch,
-                "random": random_state(self.generator),
-                "preprocessing": self.preprocessing.to_dict(),
-                "data": {"shape": self.images.shape, "count": len(self.images)},
-                "versions": versions(),
-            },
-        )
+        state = {
+            "algorithm": type(self).__name__,
+            "arguments": stored_arguments(self.arguments),
+            "seed": self.seed,
+            "model": self.state_dict(),
+            "step": self.step,
+            "epoch": self.epoch,
+            "preprocessing": self.preprocessing.to_dict(),
+            "data": {"shape": self.images.shape, "count": len(self.images)},
+            "versions": versions(),
+        }
+        write_checkpoint(self.run.name, {**state, **self.run.state_dict(self.generator)})
 
     def _leave(self) -> None:
         """Stores the run between two steps and ends it as the signal asks."""
         self._store()
-        if self.settings["progress"]:
-            print(
-                f"stopped after step {self.step}; stored in {self.name}.pt, supervise(..., resume=True) continues it."
-            )
-        self.signals.leave()
+        self.run.say(f"stopped after step {self.step}; stored as {self.run.name}.pt, resume=True continues it.")
+        self.run.signals.leave()
 
-    def _end_epoch(self, lr: float) -> None:
+    def _end_epoch(self) -> None:
         """Measures the features, stores the run, notes and prints the epoch, and says what looks wrong."""
-        row = self.progress.summary(lr)
+        row = self.run.progress.summary(self.run.lr)
         row.update(self.watch.measure(self.model, self.preprocessing, self.epoch))
-        self.progress.end_epoch(row)
+        self.run.progress.end_epoch(row)
         try:
             self._store()
         except OSError as error:  # a full disk: the last file is whole, and the next epoch tries again
             warnings.warn(
                 f"epoch {self.epoch} could not be stored ({error}); free some space, training goes on.", stacklevel=2
             )
-        self.record.add_epoch(row)
+        self.run.record.add_epoch(row)
         for sentence in self.watch.verdicts(row, self.step / max(self.total_steps, 1), self.likely_causes):
-            self.record.say(sentence)
-            if self.progress.show:
-                print(sentence)
+            self.run.warn(sentence)
 
     def _to_device(self, data: Any) -> Any:
         """Tensors of a batch on the device of the parameters."""
@@ -415,8 +384,8 @@ class Supervisor(nn.Module):
 
     def _check_finite(self, loss: Tensor) -> None:
         """Stops the run when the loss is not finite; read at once on the CPU, on an accelerator when the line is drawn."""
-        if (loss.device.type == "cpu" or loss is self.progress.loss_sum) and not torch.isfinite(loss).item():
+        if (loss.device.type == "cpu" or loss is self.run.progress.loss_sum) and not torch.isfinite(loss).item():
             raise FloatingPointError(
-                f"The loss is {loss.item()} in epoch {self.epoch + 1}, step {self.step + 1}: {self.name}.pt keeps the last "
+                f"The loss is {loss.item()} in epoch {self.epoch + 1}, step {self.step + 1}: {self.run.name}.pt keeps the last "
                 f"good epoch. Likely causes: {'; '.join(self.likely_causes)}; try a lower lr and resume=False."
             )

@@ -191,7 +191,7 @@ def test_pretrained_starts_from_stored_weights_and_a_new_optimiser():
 
     class Looks(RotateNetSupervisor):
         def _epochs(self, *arguments):
-            seen.update(weights_of(self), step=self.step, state=len(self.optimizer.state))
+            seen.update(weights_of(self), step=self.step, state=len(self.run.optimizer.state))
             super()._epochs(*arguments)
 
     again = Looks(tiny_images(20), backbone=TinyBackbone())
@@ -263,13 +263,13 @@ def test_scheduler_takes_the_optimiser_or_the_steps_too_and_steps_once_a_step(ar
     supervisor = rotatenet()
     supervisor.supervise(lr=1.0, optimizer=torch.optim.SGD, epochs=2, batch_size=8, name="run", progress=False,
                          lr_scheduler=short if arguments == 1 else long)  # fmt: skip
-    assert supervisor.optimizer.param_groups[0]["lr"] == 1.0 * 0.5**6
+    assert supervisor.run.optimizer.param_groups[0]["lr"] == 1.0 * 0.5**6
     assert seen == ([] if arguments == 1 else [6])
 
 
 def test_weight_decay_goes_to_weights_only():
     supervisor = rotatenet().supervise(epochs=1, batch_size=8, weight_decay=0.1, name="run", progress=False)
-    decays = {p.ndim >= 2: g["weight_decay"] for g in supervisor.optimizer.param_groups for p in g["params"]}
+    decays = {p.ndim >= 2: g["weight_decay"] for g in supervisor.run.optimizer.param_groups for p in g["params"]}
     assert decays == {True: 0.1, False: 0.0}
 
 

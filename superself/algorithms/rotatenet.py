@@ -71,7 +71,7 @@ class RotateNetSupervisor(Supervisor):
         images = self.preprocessing(data[0])  # (B, C, H, W)
         views = rotated_views(images, self.rotations, self.generator)  # (K * B, C, S, S)
         targets = torch.arange(len(self.rotations), device=views.device).repeat_interleave(len(images))  # (K * B,)
-        return self.loss(self.model(views), targets)
+        return self.loss(self.model(views).float(), targets)
 
 
 def rotated_views(images: Tensor, rotations: Sequence[float], generator: torch.Generator) -> Tensor:

@@ -21,7 +21,7 @@ from superself.training import untouched_randomness
 
 @dataclass(frozen=True)
 class Comparison:
-    """What ``compare`` found: ``rows`` by name, each with the accuracies "knn" and "linear", and all of it as ``text``."""
+    """What ``compare`` found: ``rows`` by name, each with the accuracies "knn" and "linear"; all of it as ``text``."""
 
     rows: dict[str, dict[str, float]]
     text: str
@@ -83,27 +83,37 @@ def compare(
 
     guess = (asked.labels == known.labels.mode().values).float().mean()
     classes = len(torch.cat([known.labels, asked.labels]).unique())
-    text = f"""{_table(rows, k)}
-{len(train)} training and {len(test)} test images of {classes} classes. Guessing the most frequent class: {guess:.1%}. \
-Standard error of an accuracy: up to {0.5 / len(test) ** 0.5:.1%}.
-kNN: the {k} training images with the most similar features (cosine) vote, weighted exp(similarity / {temperature:g}).
-Linear: logistic regression on standardised features, C chosen on a fifth of the training images \
-({chosen["random initialised"]:g} random, {chosen["trained"]:g} trained).
-Random initialised: {origin}."""
-    for measure, called in {"knn": "kNN", "linear": "the linear probe"}.items():
-        if rows["trained"][measure] <= rows["random initialised"][measure]:
-            text += f"\nTraining did not help: by {called} the trained backbone is not better than the random one."
+    error = 0.5 / math.sqrt(len(test))
+    protocol = [
+        f"{len(train)} training and {len(test)} test images of {classes} classes. "
+        f"Guessing the most frequent class: {guess:.1%}. Standard error of an accuracy: up to {error:.1%}.",
+        f"kNN: the {k} training images with the most similar features (cosine) vote, "
+        f"weighted exp(similarity / {temperature:g}).",
+        "Linear: logistic regression on standardised features, C chosen on a fifth of the training images "
+        f"({chosen['random initialised']:g} random, {chosen['trained']:g} trained).",
+        f"Random initialised: {origin}.",
+    ]
+    comparison = Comparison(rows, "\n".join([*_table(rows, k), *protocol, *_verdict(rows)]))
     if print:
-        builtins.print(text)
-    return Comparison(rows, text)
+        builtins.print(comparison)
+    return comparison
 
 
-def _table(rows: dict[str, dict[str, float]], k: int) -> str:
+def _table(rows: dict[str, dict[str, float]], k: int) -> list[str]:
     lines = [f"{'backbone':<20}{f'kNN (k={k})':>12}{'linear':>10}"]
     lines += [f"{name:<20}{row['knn']:>12.1%}{row['linear']:>10.1%}" for name, row in rows.items()]
     random, trained = rows.values()
     knn, linear = (100 * (trained[measure] - random[measure]) for measure in ("knn", "linear"))
-    return "\n".join([*lines, f"{'gain':<20}{knn:>+11.1f} {linear:>+9.1f}"])
+    return [*lines, f"{'gain':<20}{knn:>+11.1f} {linear:>+9.1f}"]
+
+
+def _verdict(rows: dict[str, dict[str, float]]) -> list[str]:
+    random, trained = rows.values()
+    return [
+        f"Training did not help: by {called} the trained backbone is not better than the random one."
+        for measure, called in {"knn": "kNN", "linear": "the linear probe"}.items()
+        if trained[measure] <= random[measure]
+    ]
 
 
 def _open_labelled(dataset: Any, preprocessing: Preprocessing | None, role: str) -> Images:
@@ -129,7 +139,7 @@ def _renumbered(labels: Tensor, classes: list[str] | None, known_classes: list[s
 def _drawn_anew(backbone: nn.Module, seed: int) -> nn.Module:
     """The same network with fresh random weights, on the same device."""
     with untouched_randomness():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         if hasattr(backbone, "rebuild"):
             return backbone.rebuild().to(device_of(backbone))
         network = copy.deepcopy(backbone).cpu()  # drawn there, so that a seed means the same on every device
@@ -139,7 +149,7 @@ def _drawn_anew(backbone: nn.Module, seed: int) -> nn.Module:
             if reset is not None:
                 reset()
             else:
-                kept += [f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False)]
+                kept += [f"{name}.{parameter}".strip(".") for parameter, _ in module.named_parameters(recurse=False)]
     if kept:
         raise ValueError(
             f"the parameters {', '.join(kept)} cannot be drawn anew, because their modules have no reset_parameters(); "

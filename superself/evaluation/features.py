@@ -56,7 +56,7 @@ def features(
     device = torch.device(device or device_of(backbone))
     outputs, targets = [], []
     with untouched_randomness(), torch.no_grad(), evaluation_mode(backbone), torch.autocast(device.type, enabled=False):
-        torch.manual_seed(0)  # whatever is drawn, by items or by the backbone, is the same at every call
+        torch.default_generator.manual_seed(0)  # items that are drawn at random are the same at every call
         labelled = has_labels(images)
         batches = SequentialBatches(len(images), batch_size)
         for batch, target in BatchLoader(images, batches, target="label" if labelled else "index"):

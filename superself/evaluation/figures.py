@@ -19,7 +19,7 @@ GAP = 4
 def show_neighbours(backbone: nn.Module, dataset: Any, path: str | Path, queries: int = 8, neighbours: int = 8) -> Path:
     """Writes a PNG: in each row a query image, a gap, and the images whose features are most similar by cosine.
 
-    The queries are spread evenly over the data set, always the same ones. Of images with more than three channels the
+    The queries are drawn from the data set, always the same ones. Of images with more than three channels the
     first three are shown, of two the first. Images that are not uint8 are stretched from their minimum to maximum.
 
     Args:
@@ -39,7 +39,7 @@ def show_neighbours(backbone: nn.Module, dataset: Any, path: str | Path, queries
             f"pass queries from 1 to {len(images)} and neighbours from 1 to {len(images) - 1}."
         )
     directions = F.normalize(features(backbone, images).features, dim=1)  # (N, D)
-    rows = torch.arange(queries) * len(images) // queries
+    rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:queries]
     similarity = directions[rows] @ directions.T  # (queries, N)
     similarity[torch.arange(queries), rows] = -torch.inf
     nearest = similarity.topk(neighbours).indices  # (queries, neighbours)
@@ -50,9 +50,8 @@ def show_neighbours(backbone: nn.Module, dataset: Any, path: str | Path, queries
     for row, indices in enumerate(table):
         for column, image in enumerate(images.batch(indices).images):
             left = GAP + column * (width + GAP) + (3 * GAP if column else 0)
-            sheet.paste(
-                _picture(image).resize((width, height), Image.Resampling.BOX), (left, GAP + row * (height + GAP))
-            )
+            picture = _picture(image).resize((width, height), Image.Resampling.BOX)
+            sheet.paste(picture, (left, GAP + row * (height + GAP)))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, format="PNG")

@@ -65,7 +65,7 @@ class LabelSupervisor(Supervisor):
 
     def _forward(self, data: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = data
-        return self.loss(self.model(self.preprocessing(images)), labels)
+        return self.loss(self.model(self.preprocessing(images)).float(), labels)
 
     @torch.no_grad()
     def accuracy(self, dataset: Any, batch_size: int = 256) -> float:

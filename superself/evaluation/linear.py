@@ -17,8 +17,9 @@ TOLERANCE = 1e-3  # of the gradient; 1e-4 takes three times as long on real feat
 def linear_accuracy(train: Features, test: Features, C: float | None = None, seed: int = 0) -> float:
     """The fraction of test images that logistic regression on the features classifies correctly.
 
-    Every feature is standardised with the mean and deviation of the training set (a constant one becomes 0), then
-    scikit-learn's multinomial logistic regression (L-BFGS, no gradient above 1e-3) with an L2 penalty is fitted to all training images.
+    Every feature is standardised with the mean and deviation of the training set (a constant one becomes 0). To all
+    training images scikit-learn then fits multinomial logistic regression with an L2 penalty, by L-BFGS until no
+    gradient is above 1e-3.
 
     Args:
         C: inverse strength of the penalty; None: ``choose_regularisation``.
@@ -60,7 +61,5 @@ def _fit(train: Features, C: float) -> Pipeline:
             "give training images of all classes."
         )
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=C, tol=TOLERANCE, max_iter=1000))
-    with threadpool_limits(
-        1
-    ):  # these products are bound by memory: more threads wait for one another, and round otherwise
+    with threadpool_limits(1):  # bound by memory: more threads are slower, and each number of them rounds differently
         return classifier.fit(train.features.numpy(), train.labels.numpy())

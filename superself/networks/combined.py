@@ -29,6 +29,7 @@ class CombinedNet(nn.Module):
                 raise TypeError(f"{role}={part!r} is not a module; pass an instance of nn.Module.")
         self.backbone = backbone
         self.predictor = predictor
+        self.to(memory_format=torch.channels_last)  # faster convolutions; the values stay
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Gives the features (B, D) of images (B, C, H, W)."""

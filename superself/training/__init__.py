@@ -1,31 +1,36 @@
-"""What every run needs and no algorithm owns: checkpoints, randomness, interruption, schedules, parameter groups, progress."""
+"""What every run needs and no algorithm owns: checkpoints, randomness, interruption, precision, schedules, progress."""
 
-from superself.training.checkpoint import is_plain, read_checkpoint, require_fit, write_checkpoint
-from superself.training.checks import check_known, check_settings, require_same
+from superself.training.checkpoint import read_checkpoint, require_fit, write_checkpoint
+from superself.training.checks import check_known, check_settings
 from superself.training.interrupt import FinishStepOnSignal
-from superself.training.optimizers import parameter_groups
+from superself.training.optimizers import can_fuse, parameter_groups
+from superself.training.precision import autocast, choose_precision
 from superself.training.progress import Progress
 from superself.training.randomness import random_state, seed_everything, set_random_state, untouched_randomness
 from superself.training.record import RunRecord, describe_value, versions
+from superself.training.run import Run, stored_arguments
 from superself.training.schedules import constant, cosine, warmup_cosine
 
 __all__ = [
     "FinishStepOnSignal",
     "Progress",
+    "Run",
     "RunRecord",
+    "autocast",
+    "can_fuse",
     "check_known",
     "check_settings",
+    "choose_precision",
     "constant",
     "cosine",
     "describe_value",
-    "is_plain",
     "parameter_groups",
     "random_state",
     "read_checkpoint",
     "require_fit",
-    "require_same",
     "seed_everything",
     "set_random_state",
+    "stored_arguments",
     "untouched_randomness",
     "versions",
     "warmup_cosine",

@@ -53,18 +53,3 @@ def check_settings(settings: dict[str, Any], n: int) -> None:
         raise ValueError(
             f"probe is a {type(probe).__name__}, but a pair (labelled_train, labelled_test) is needed; pass two data sets."
         )
-
-
-RESUMABLE = ("lr", "optimizer", "batch_size", "shuffle", "weight_decay", "lr_scheduler")
-
-
-def require_same(stored: dict[str, Any], given: dict[str, Any], n: int, stored_n: int, name: str) -> None:
-    """Raises a ValueError that lists the settings in which a run that is resumed would differ from the stored one."""
-    differences = [f"{k}: {stored[k]!r} then, {given[k]!r} now" for k in RESUMABLE if stored[k] != given[k]]
-    if n != stored_n:
-        differences.append(f"images: {stored_n} then, {n} now")
-    if differences:
-        raise ValueError(
-            f"The run {name!r} cannot be resumed with other settings ({'; '.join(differences)}); pass those of then, or "
-            f"pretrained=True to start a new run from its weights."
-        )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import nn
+from torch.optim import Optimizer
 
 
 def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
@@ -23,3 +26,11 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def can_fuse(optimizer: Callable[..., Optimizer], device: torch.device) -> bool:
+    """Whether ``optimizer`` updates all parameters in one kernel there: it takes ``fused=`` and it has not been set."""
+    if device.type not in ("cpu", torch.device("cuda").type):
+        return False
+    parameter = inspect.signature(optimizer).parameters.get("fused")
+    return parameter is not None and parameter.default is None

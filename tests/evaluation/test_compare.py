@@ -102,9 +102,8 @@ def test_the_random_backbone_comes_from_rebuild_where_there_is_one():
     trained.position = nn.Parameter(torch.zeros(3))  # cannot be drawn anew
     trained.rebuild = network
     comparison = compare(trained, stripes(60, 0), stripes(31, 1), k=5, seed=1, print=False)
-    norm = network(seed=1)
     assert comparison.rows["random initialised"] != comparison.rows["trained"]
-    assert isinstance(norm[1], nn.BatchNorm2d) and "batch norm statistics measured" in comparison.text
+    assert "batch norm statistics measured" in comparison.text  # which only the rebuilt one has
 
 
 def test_batch_norms_of_the_random_backbone_get_the_statistics_of_training_images():
