@@ -60,7 +60,7 @@ class Supervisor(nn.Module):
         "the batch is too small for the networks' batch norm",
         "the images are nearly all alike",
     )
-    target = "index"  # what comes with the images of a batch: "index" or "label"
+    with_labels = False  # what comes with the images of a batch: their labels, or their places in the data set
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Supervisor:
         self = super().__new__(cls)
@@ -220,8 +220,9 @@ class Supervisor(nn.Module):
             for network in self.children():
                 network.compile()
         sampler = EpochSampler(len(self.images), batch_size, shuffle, self.seed)
+        target = "label" if self.with_labels else "index"
         pin = self.device.type == "cuda"
-        loader = BatchLoader(self.images, sampler, num_workers, collate_fn, pin_memory=pin, target=self.target)
+        loader = BatchLoader(self.images, sampler, num_workers, collate_fn, pin_memory=pin, target=target)
         parameters = [p for p in self.parameters() if p.requires_grad]
         weight_decay = self.settings["weight_decay"]
         groups = parameters if weight_decay is None else parameter_groups(parameters, weight_decay)

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from cases import CASES
 
 import superself
 from superself import Supervisor
 from superself.algorithms import ALGORITHMS
+
+from cases import CASES
 
 PACKAGE = Path(superself.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))

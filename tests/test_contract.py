@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
+import signal
 
 import pytest
 import torch
-from cases import CASES, tiny_images
 
 from superself import Supervisor
 from superself.evaluation import feature_std, features
+
+from cases import CASES, tiny_images
 
 HOOKS = ("_load_pretrained", "_init_data_optimizer", "_epochs", "_forward", "_update")
 pytestmark = pytest.mark.parametrize("case", CASES, ids=[case.algorithm.__name__ for case in CASES])
@@ -75,11 +78,19 @@ def test_loads_without_a_data_set(case):
 
 
 def test_resumed_run_equals_uninterrupted_run(case):
-    whole = case.make(tiny_images(20))
-    whole.supervise(lr=case.lr, epochs=4, batch_size=8, name="whole", progress=False)
-    case.make(tiny_images(20)).supervise(lr=case.lr, epochs=2, batch_size=8, name="parts", progress=False)
-    resumed = case.make(tiny_images(20), seed=5)
-    resumed.supervise(lr=case.lr, epochs=4, batch_size=8, name="parts", resume=True, progress=False)
+    class Stopped(case.algorithm):
+        def _update(self, *arguments):
+            super()._update(*arguments)
+            if self.step == 3:  # the fourth step: the first of the second epoch
+                os.kill(os.getpid(), signal.SIGINT)
+
+    settings = {"lr": case.lr, "epochs": 4, "batch_size": 8, "progress": False}
+    whole = case.make(tiny_images(20)).supervise(name="whole", **settings)
+    stopped = case.make(tiny_images(20))
+    stopped.__class__ = Stopped
+    with pytest.raises(KeyboardInterrupt):
+        stopped.supervise(name="parts", **settings)
+    resumed = case.make(tiny_images(20), seed=5).supervise(name="parts", resume=True, **settings)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from cases import TinyBackbone, tiny_images
 from torch import nn
 
 from superself import CombinedNet, RotateNetSupervisor, Supervisor
 from superself.training import read_checkpoint, warmup_cosine
+
+from cases import TinyBackbone, tiny_images
 
 TESTS = Path(__file__).parent
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from superself.data.decode import Header, cover, fit
-from superself.data.sources import FileSource, ItemSource, TensorSource, evenly, in_threads, random_state_kept, reason
+from superself.data.sources import FileSource, ItemSource, TensorSource, evenly, in_threads, reason
+from superself.training import untouched_randomness
 
 BROKEN_SHARE = 0.05  # more broken images than this share of all stop the run
 MEMORY_LIMIT = 2 * 2**30  # bytes
@@ -95,12 +96,10 @@ class Images(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+    def __getitem__(self, place: int) -> tuple[Tensor, int] | Tensor:
+        """(image (C, H, W), label) where there are labels, else the image alone."""
         batch = self.batch([range(len(self))[place]])  # from the end if negative, an IndexError beyond it
-        return batch.images[0], int(batch.index[0])
-
-    def __getitems__(self, places: Sequence[int]) -> Batch:
-        return self.batch(places)
+        return batch.images[0] if batch.labels is None else (batch.images[0], int(batch.labels[0]))
 
     def batch(self, places: Sequence[int] | Tensor) -> Batch:
         """The images at some places, with stand-ins for the broken ones."""
@@ -151,7 +150,7 @@ class Images(Dataset):
         Shape:
             -> (min(n, N), C, H, W).
         """
-        with random_state_kept(seed=0):
+        with untouched_randomness(seed=0):
             return self.batch(evenly(n, len(self))).images
 
     def report_broken(self, broken: dict[str, str]) -> None:

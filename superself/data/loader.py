@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from superself.data.images import Images
-from superself.data.sources import cores, seed_process
+from superself.data.sources import cores
+from superself.training import seed_everything
 
 
 class EpochSampler:
@@ -145,7 +146,7 @@ class _Fetch(Dataset):
     def __getitems__(self, places: Tensor) -> tuple[Any, dict[str, str]]:
         if get_worker_info() is not None:
             # A user's random transforms depend on the batch alone: neither on the number of workers nor on a resume.
-            seed_process(_mix(*self.entropy, int(places[0])))
+            seed_everything(_mix(*self.entropy, int(places[0])))
         batch = self.images.batch(places)
         if self.target == "label" and batch.labels is None:
             raise ValueError(

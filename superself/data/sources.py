@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import random
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from superself.data.decode import EXTENSIONS, Header, read_header, read_image, stored, to_numpy, to_tensor
+from superself.training import untouched_randomness
 
 PROBED = 8  # items of a data set that are looked at when it is opened
 
@@ -93,7 +93,7 @@ class ItemSource:
         When the two differ, or when random numbers were drawn, the items are random and must stay so.
         """
         found: dict[int, Header | str] = {}
-        with random_state_kept():
+        with untouched_randomness():
             before = _random_state()
             for place in evenly(PROBED, len(self)):
                 try:
@@ -207,27 +207,6 @@ def in_threads(function: Callable[[int], Any], places: Sequence[int]) -> Iterato
     """``map`` over all cores in threads: decoders free the interpreter while they work."""
     with ThreadPoolExecutor(cores()) as pool:
         yield from pool.map(function, places)
-
-
-@contextlib.contextmanager
-def random_state_kept(seed: int | None = None) -> Iterator[None]:
-    """Within the block random numbers start from ``seed``; after it they go on as if the block had not been."""
-    kept = _random_state()
-    try:
-        if seed is not None:
-            seed_process(seed)
-        yield
-    finally:
-        random.setstate(kept[0])
-        np.random.set_state(kept[1])
-        torch.set_rng_state(torch.from_numpy(kept[2]))
-
-
-def seed_process(seed: int) -> None:
-    """Seeds the random numbers of Python, numpy and torch in this process."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)  # of the CPU alone; devices go on as they were
 
 
 def _random_state() -> tuple:

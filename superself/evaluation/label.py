@@ -35,7 +35,7 @@ class LabelSupervisor(Supervisor):
     """
 
     loss_meaning = "cross-entropy of the class; 0 is perfect"
-    target = "label"
+    with_labels = True
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from superself.networks import CombinedNet
 from superself.training import untouched_randomness
 
 COLLAPSED = 0.02  # share of the evenly spread standard deviation below which features count as constant
+STARTED = 0.05  # share of the run before which running statistics of batch norm may not have settled
 SETTLED = 0.2  # share of the run after which a loss at chance is worth a sentence
 AT_CHANCE = 0.02  # how near to the chance loss, as a share of it, counts as being there
 
@@ -51,7 +52,7 @@ class Watch:
         """Sentences on what looks wrong after this epoch, each said once a run."""
         causes = "; ".join(likely_causes)
         found = {}
-        if row["feature_std"] < COLLAPSED * row["even_std"]:
+        if share_done >= STARTED and row["feature_std"] < COLLAPSED * row["even_std"]:
             found["collapse"] = (
                 f"The features collapse: on a fixed batch their standard deviation is {row['feature_std']:.5f}, spread evenly "
                 f"it would be {row['even_std']:.3f}, so all images look alike to the backbone. Likely causes: {causes}."

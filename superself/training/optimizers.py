@@ -30,7 +30,7 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
 
 def can_fuse(optimizer: Callable[..., Optimizer], device: torch.device) -> bool:
     """Whether ``optimizer`` updates all parameters in one kernel there: it takes ``fused=`` and it has not been set."""
-    if device.type not in ("cpu", torch.device("cuda").type):
+    if device.type not in ("cpu", "cuda"):
         return False
     parameter = inspect.signature(optimizer).parameters.get("fused")
     return parameter is not None and parameter.default is None

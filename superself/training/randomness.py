@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 
-def seed_everything(seed: int, generator: torch.Generator) -> None:
-    """Seeds torch, numpy, Python's random and the run's own ``generator``."""
+def seed_everything(seed: int, generator: torch.Generator | None = None) -> None:
+    """Seeds torch, numpy, Python's random and, where there is one, the run's own ``generator``."""
     torch.manual_seed(seed)
-    generator.manual_seed(seed)
+    if generator is not None:
+        generator.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
@@ -49,11 +50,13 @@ def set_random_state(state: dict[str, Any], generator: torch.Generator) -> None:
 
 
 @contextlib.contextmanager
-def untouched_randomness() -> Iterator[None]:
-    """What runs inside may draw random numbers; what runs after sees none of it."""
+def untouched_randomness(seed: int | None = None) -> Iterator[None]:
+    """What runs inside may draw random numbers, from ``seed`` if there is one; what runs after sees none of it."""
     unused = torch.Generator()
     before = random_state(unused)
     try:
+        if seed is not None:
+            seed_everything(seed)
         yield
     finally:
         set_random_state(before, unused)

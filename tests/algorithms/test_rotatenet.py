@@ -2,11 +2,12 @@ import math
 
 import pytest
 import torch
-from cases import TinyBackbone, tiny_images
 from torch import nn
 
 from superself import RotateNetSupervisor
 from superself.algorithms.rotatenet import rotated_views
+
+from cases import TinyBackbone, tiny_images
 
 
 class Recorder(nn.Module):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from superself.data import Images, Unknown, open_images
 
@@ -182,12 +182,19 @@ def test_unprobed_item_of_another_size_counts_as_broken():
     assert images.skipped == {"item 1": "ValueError: 8 x 9 pixels, the others have 8 x 8; pass image_size="}
 
 
-def test_single_items_come_with_their_place(folder):
-    image, place = open_images(folder(5))[3]
-    assert image.shape == (3, 8, 8) and place == 3
-    assert [place for _, place in open_images(folder(5))] == [0, 1, 2, 3, 4]
-    assert open_images(folder(5))[-1][1] == 4
-    assert open_images(folder(5)).__getitems__([1, 2]).index.tolist() == [1, 2]
+def test_single_items_are_an_image_with_its_label_if_it_has_one(folder):
+    images = open_images(folder(5))
+    assert images[3].shape == (3, 8, 8) and torch.equal(images[-1], images[4]) and len(list(images)) == 5
+    labelled = open_images(TensorDataset(torch.zeros(4, 3, 8, 8), torch.tensor([5, 6, 7, 8])))
+    assert labelled[2][1] == 7
+
+
+def test_works_with_the_tools_of_torch():
+    labelled = open_images(TensorDataset(torch.arange(4.0).view(4, 1, 1, 1), torch.tensor([5, 6, 7, 8])))
+    (batch,) = DataLoader(Subset(labelled, [3, 1]), batch_size=2)
+    assert batch[0].flatten().tolist() == [3.0, 1.0] and batch[1].tolist() == [8, 6]
+    again = open_images(Subset(labelled, [3, 1])).load()
+    assert again.labels.tolist() == [8, 6]
 
 
 def test_sample_is_spread_evenly():

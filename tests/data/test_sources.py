@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-import random
-
 import numpy as np
 import torch
 
-from superself.data.sources import evenly, find_files, in_threads, random_state_kept, stacked
-
-
-def draws():
-    return random.random(), np.random.random(), float(torch.rand(()))
-
-
-def test_random_numbers_go_on_as_if_the_block_had_not_been():
-    with random_state_kept(seed=1):
-        first = draws()
-    state = torch.get_rng_state()
-    with random_state_kept(seed=1):
-        assert draws() == first
-    assert torch.equal(state, torch.get_rng_state())
-    assert draws() != first
+from superself.data.sources import evenly, find_files, in_threads, stacked
 
 
 def test_places_are_spread_evenly_and_never_twice():
