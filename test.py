@@ -13,6 +13,7 @@ import torch
 from superself import compare, create, list_algorithms
 from superself.data import open_images, photos
 from superself.evaluation import show_neighbours
+from superself.training import warmup_cosine
 
 
 def main() -> None:
@@ -30,7 +31,13 @@ def run(algorithm: str, options: argparse.Namespace) -> None:
     # Train without labels. Any torchvision name, "timm:NAME" or a module of your own may be the backbone.
     device = "cuda" if torch.cuda.is_available() else "cpu"
     supervisor = create(algorithm, train, backbone=options.backbone, seed=0).to(device)
-    supervisor.supervise(lr=options.lr, epochs=options.epochs, batch_size=options.batch_size, name=name)
+    supervisor.supervise(
+        lr=options.lr,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        name=name,
+        lr_scheduler=warmup_cosine(0.1),
+    )
 
     # Load it anew, as another program would: no data set is needed.
     supervisor = create(algorithm).load(name)
@@ -69,10 +76,10 @@ def parse() -> argparse.Namespace:
         "--data", default="photos", help="photos, cifar10, or a folder (with train/ and test/ if labelled)"
     )
     parser.add_argument("--size", type=int, default=64, help="pixels that images are stored at")
-    parser.add_argument("--backbone", default="resnet18", help="a torchvision name or timm:NAME")
+    parser.add_argument("--backbone", default="mobilenet_v3_small", help="a torchvision name or timm:NAME")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--quick", action="store_true", help="a few steps on few small images: does it run?")
     options = parser.parse_args()
     if options.quick:

@@ -1,6 +1,6 @@
 """superself: self-supervised learning on images. Two lines train a backbone without labels; one measures it."""
 
-from superself.algorithms import RotateNetSupervisor, create, list_algorithms
+from superself.algorithms import BYOLSupervisor, RotateNetSupervisor, create, list_algorithms
 from superself.evaluation import compare, features
 from superself.evaluation.label import LabelSupervisor
 from superself.networks import CombinedNet
@@ -8,6 +8,7 @@ from superself.supervisor import Supervisor
 from superself.version import __version__
 
 __all__ = [
+    "BYOLSupervisor",
     "CombinedNet",
     "LabelSupervisor",
     "RotateNetSupervisor",

@@ -58,5 +58,6 @@ class Case:
 
 
 CASES = [
+    Case(superself.BYOLSupervisor, {"momentum": 0.9}, lr=1e-3),
     Case(superself.RotateNetSupervisor),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from superself.algorithms.byol import BYOLSupervisor
 from superself.algorithms.rotatenet import RotateNetSupervisor
 from superself.supervisor import Supervisor
 
@@ -30,4 +31,4 @@ def create(algorithm: str, *args: Any, **kwargs: Any) -> Supervisor:
     return ALGORITHMS[algorithm](*args, **kwargs)
 
 
-__all__ = ["ALGORITHMS", "RotateNetSupervisor", "create", "list_algorithms"]
+__all__ = ["ALGORITHMS", "BYOLSupervisor", "RotateNetSupervisor", "create", "list_algorithms"]

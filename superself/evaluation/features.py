@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from superself.data import BatchLoader, Images, Preprocessing, SequentialBatches, open_images
 from superself.networks import pool_features
@@ -95,6 +96,22 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextlib.contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Within evaluation mode: batch norms go by the batch they are given, and their running averages stay as they are.
+
+    Early in a run the running averages are still far from the data, and features that are alive look constant by them.
+    """
+    norms = [n for n in network.modules() if isinstance(n, _BatchNorm) and n.track_running_stats and not n.training]
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training, norm.track_running_stats = False, True
 
 
 def device_of(network: nn.Module) -> torch.device:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from superself.data import Preprocessing, open_images
 from superself.evaluation.collapse import effective_rank, feature_std
-from superself.evaluation.features import features
+from superself.evaluation.features import batch_statistics, device_of, evaluation_mode, features
 from superself.evaluation.knn import knn_accuracy
 from superself.networks import CombinedNet
 from superself.training import untouched_randomness
 
 COLLAPSED = 0.02  # share of the evenly spread standard deviation below which features count as constant
-STARTED = 0.05  # share of the run before which running statistics of batch norm may not have settled
 SETTLED = 0.2  # share of the run after which a loss at chance is worth a sentence
 AT_CHANCE = 0.02  # how near to the chance loss, as a share of it, counts as being there
 
@@ -37,7 +37,7 @@ class Watch:
     def measure(self, model: CombinedNet, preprocessing: Preprocessing, epoch: int) -> dict[str, float]:
         """Feature std (beside 1/sqrt(D)), effective rank, and after every ``probe_every`` epochs the kNN accuracy."""
         with untouched_randomness():
-            y = features(model.backbone, self.images, preprocessing=preprocessing).features  # (B, D)
+            y = self._features(model, preprocessing)  # (B, D)
             row = {
                 "feature_std": feature_std(y),
                 "even_std": 1 / math.sqrt(y.shape[1]),
@@ -48,11 +48,16 @@ class Watch:
                 row["knn"] = knn_accuracy(train, test)
         return row
 
+    @torch.no_grad()
+    def _features(self, model: CombinedNet, preprocessing: Preprocessing) -> Tensor:
+        with evaluation_mode(model.backbone), batch_statistics(model.backbone):
+            return model.features(preprocessing(self.images.to(device_of(model.backbone)))).float().cpu()
+
     def verdicts(self, row: dict[str, Any], share_done: float, likely_causes: tuple[str, ...]) -> list[str]:
         """Sentences on what looks wrong after this epoch, each said once a run."""
         causes = "; ".join(likely_causes)
         found = {}
-        if share_done >= STARTED and row["feature_std"] < COLLAPSED * row["even_std"]:
+        if row["feature_std"] < COLLAPSED * row["even_std"]:
             found["collapse"] = (
                 f"The features collapse: on a fixed batch their standard deviation is {row['feature_std']:.5f}, spread evenly "
                 f"it would be {row['even_std']:.3f}, so all images look alike to the backbone. Likely causes: {causes}."

@@ -6,6 +6,7 @@ from superself.networks.backbones import build_backbone
 from superself.networks.combined import CombinedNet, feature_width, pool_features
 from superself.networks.efficient import EfficientFeatures
 from superself.networks.heads import MLP
+from superself.networks.momentum import MomentumEncoder
 from superself.networks.norms import LayerNorm2d, use_layer_norm
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "CombinedNet",
     "EfficientFeatures",
     "LayerNorm2d",
+    "MomentumEncoder",
     "build_backbone",
     "feature_width",
     "pool_features",
