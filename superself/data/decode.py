@@ -17,6 +17,7 @@ EXTENSIONS = {  # what a folder is searched for
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif"),
     *(".tif", ".tiff", ".pgm", ".ppm", ".pbm", ".npy"),
 }
+GREY_PNG = 0  # colour type of a PNG without colour and transparency
 GREY_MODES = ("1", "L", "LA", "La", "I", "F")  # and all that start with "I;16"
 ORIENTATION = 0x0112  # number of the tag in EXIF and in TIFF
 
@@ -180,7 +181,7 @@ def _identify(file: BinaryIO, path: Path) -> tuple[Image.Image | None, str]:
         if path.suffix.lower() in (".tif", ".tiff"):
             return None, "tifffile"
         raise UnidentifiedImageError(f"no known kind of image in {path.stat().st_size} bytes") from error
-    if image.format == "PNG" and _png_bytes(file)[24] == 16:
+    if image.format == "PNG" and _png_bytes(file)[24] == 16 and _png_bytes(file)[25] != GREY_PNG:
         return image, "torchvision"
     if image.format == "TIFF" and not (image.mode.startswith("I;16") or max(image.tag_v2.get(258, (1,))) <= 8):
         return image, "tifffile"
@@ -197,9 +198,14 @@ def _png_bytes(file: BinaryIO) -> bytes:
 
 
 def _read_png16(path: Path) -> np.ndarray:
-    image = decode_image(read_file(str(path)), ImageReadMode.UNCHANGED, apply_exif_orientation=True)
-    if image.dtype != torch.uint16:
-        raise ValueError("a PNG with 16 bits a channel needs torchvision 0.20 or newer")
+    try:
+        image = decode_image(read_file(str(path)), ImageReadMode.UNCHANGED, apply_exif_orientation=True)
+    except RuntimeError as error:
+        if "8-bit" not in str(error):
+            raise
+        raise ValueError(
+            "a colour PNG of 16 bits needs torchvision 0.20 or newer; upgrade, or convert it to TIFF"
+        ) from error
     array = image.permute(1, 2, 0).numpy()
     return _on_white(array) if array.shape[2] in (2, 4) else array
 

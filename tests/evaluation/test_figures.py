@@ -45,7 +45,7 @@ def test_any_channels_and_types_are_shown(tmp_path, channels, dtype):
     assert sheet.mode == "RGB" and sheet.height == CELL // 2 + 2 * GAP
     shown = np.asarray(sheet)[GAP : GAP + CELL // 2, GAP : GAP + CELL]
     drawn = torch.randperm(5, generator=torch.Generator().manual_seed(0))[0]
-    first = images[drawn, [0, 1, 2] if channels >= 3 else [0, 0, 0]].double().permute(1, 2, 0).numpy()
+    first = images[drawn].double()[[0, 1, 2] if channels >= 3 else [0, 0, 0]].permute(1, 2, 0).numpy()
     if dtype != torch.uint8:
         first = (first - first.min()) / (first.max() - first.min()) * 255
     assert np.abs(shown[3::6, 3::6] - first).max() <= 1  # each pixel is 6 x 6
