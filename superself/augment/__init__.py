@@ -1,0 +1,80 @@
+"""Batched random transforms with parameters of their own for every sample, and the recipes built of them."""
+
+from superself.augment.colour import ColorJitter, RandomGrayscale, RGBToLab
+from superself.augment.geometry import (
+    CenterCrop,
+    ElasticTransform,
+    RandomAffine,
+    RandomCrop,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    RandomRotation90,
+    RandomVerticalFlip,
+    RandomZoom,
+    Resize,
+)
+from superself.augment.noise import (
+    GaussianBlur,
+    GaussianNoise,
+    Normalize,
+    PixelMask,
+    RandomBlocks,
+    RandomErasing,
+    Sobel,
+)
+from superself.augment.patches import GridTiles, OverlappingPatches, Standardize
+from superself.augment.per_image import PerImage
+from superself.augment.recipes import RECIPES, recipe
+from superself.augment.show import show_views
+from superself.augment.tone import (
+    RandomAdjustSharpness,
+    RandomAutocontrast,
+    RandomEqualize,
+    RandomInvert,
+    RandomPosterize,
+    RandomSolarize,
+)
+from superself.augment.transform import Compose, Lambda, MultiCrop, RandomApply, RandomChoice, Transform, Views
+
+__all__ = [
+    "RECIPES",
+    "CenterCrop",
+    "ColorJitter",
+    "Compose",
+    "ElasticTransform",
+    "GaussianBlur",
+    "GaussianNoise",
+    "GridTiles",
+    "Lambda",
+    "MultiCrop",
+    "Normalize",
+    "OverlappingPatches",
+    "PerImage",
+    "PixelMask",
+    "RGBToLab",
+    "RandomAdjustSharpness",
+    "RandomAffine",
+    "RandomApply",
+    "RandomAutocontrast",
+    "RandomBlocks",
+    "RandomChoice",
+    "RandomCrop",
+    "RandomEqualize",
+    "RandomErasing",
+    "RandomGrayscale",
+    "RandomHorizontalFlip",
+    "RandomInvert",
+    "RandomPosterize",
+    "RandomResizedCrop",
+    "RandomRotation90",
+    "RandomSolarize",
+    "RandomVerticalFlip",
+    "RandomZoom",
+    "Resize",
+    "Sobel",
+    "Standardize",
+    "Transform",
+    "Views",
+    "recipe",
+    "show_views",
+]

@@ -1,0 +1,182 @@
+"""Colours: what torchvision's colour transforms do, for a whole batch with parameters of its own for every sample.
+
+Hue, saturation, greyscale and Lab need red, green and blue; images of other channels are left as they are, said once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from itertools import permutations
+
+import torch
+from torch import Tensor
+
+from superself.augment.transform import Transform, put, take, to_device
+
+RED, GREEN, BLUE = 0.2989, 0.587, 0.114  # weights of the luma, as in torchvision
+XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))  # of linear RGB
+WHITE = (0.95047, 1.0, 1.08883)  # D65, seen under 2 degrees
+
+
+def is_rgb(images: Tensor, what: str) -> bool:
+    """Whether the images have three channels; says once that ``what`` is left out when they have not."""
+    if images.shape[1] != 3:
+        say_left_out(what, images.shape[1])
+    return images.shape[1] == 3
+
+
+@cache
+def say_left_out(what: str, channels: int) -> None:
+    warnings.warn(f"{what} needs RGB and is left out for images of {channels} channel(s).", stacklevel=4)
+
+
+def greyscale(images: Tensor) -> Tensor:
+    """The luma of RGB images, the mean of other channels. Shape: images (B, C, H, W) -> (B, 1, H, W)."""
+    if images.shape[1] != 3:
+        return images.mean(1, keepdim=True)
+    red, green, blue = images.split(1, 1)
+    return red.mul(RED).add_(green, alpha=GREEN).add_(blue, alpha=BLUE)
+
+
+def adjust_hue(images: Tensor, turn: Tensor) -> Tensor:
+    """RGB images with every hue turned by a fraction ``turn`` of the colour circle; value and saturation stay.
+
+    With V the largest and C the largest minus the smallest of a pixel's channels, and h in [0, 6) its new hue, a channel is
+    V - C w, where w grows from 0 to 1 between 60 and 120 degrees from the channel's own colour.
+
+    Shape:
+        images (B, 3, H, W), turn (B,) in [-0.5, 0.5] -> (B, 3, H, W).
+    """
+    red, green, blue = images.unbind(1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    # 1 where red (green) is not the largest; comparisons and torch.where would take ten times as long on the CPU
+    not_red, not_green = torch.sign(value - red), torch.sign(value - green)
+    difference = torch.lerp(blue - red, red - green, not_green)
+    difference = torch.lerp(green - blue, difference, not_red).div_(chroma.clamp(min=1e-12))
+    hue = difference.add_(not_green.add_(1).mul_(not_red), alpha=2)  # 0, 2 or 4, and -1 to 1 beside it
+    hue += to_device(6 * turn, images)[:, 0]
+    hue.addcmul_(torch.floor(hue / 6), torch.full((), -6.0, device=images.device))
+    result = torch.empty_like(images)
+    # distance from red is 3 - |h - 3|: w = 2 - |h - 3| between 0 and 1, and its V - C w is written V - C + C (1 - w)
+    opposite = (hue - 3).abs_().sub_(1).clamp_(0, 1)
+    torch.addcmul(value - chroma, chroma, opposite, out=result[:, 0])
+    for channel, own in ((1, 2), (2, 4)):
+        away = (hue - own).abs_().sub_(1).clamp_(0, 1)
+        torch.addcmul(value, chroma, away, value=-1, out=result[:, channel])
+    return result
+
+
+def blend(images: Tensor, factor: Tensor, of_mean: Tensor, of_grey: Tensor) -> Tensor:
+    """factor x image + of_mean x its mean luma + of_grey x its luma, within [0, 1]; overwrites the images.
+
+    One formula for three of torchvision's: brightness has weights (f, 0, 0), contrast (f, 1 - f, 0), saturation
+    (f, 0, 1 - f).
+
+    Shape:
+        images (B, C, H, W), factor, of_mean, of_grey (B,) -> (B, C, H, W).
+    """
+    factor, of_mean, of_grey = (to_device(number, images) for number in (factor, of_mean, of_grey))
+    grey = greyscale(images)
+    offset = grey.mean((1, 2, 3), keepdim=True).mul_(of_mean)
+    return images.mul_(factor).add_(grey.mul_(of_grey).add_(offset)).clamp_(0, 1)
+
+
+class ColorJitter(Transform):
+    """Brightness, contrast, saturation and hue, each by a random amount, in an order drawn for every sample.
+
+    Args:
+        brightness: bounds of the factor; one number b stands for (max(0, 1 - b), 1 + b), 0 leaves it alone.
+        contrast: likewise; images are mixed with their mean luma.
+        saturation: likewise; images are mixed with their greyscale.
+        hue: bounds of the turn as a fraction of the colour circle; one number h stands for (-h, h).
+        p: probability for each sample.
+
+    Deviations from torchvision: none; with other than three channels the mean luma is that of all channels.
+    """
+
+    def __init__(
+        self,
+        brightness: float | tuple[float, float] = 0.0,
+        contrast: float | tuple[float, float] = 0.0,
+        saturation: float | tuple[float, float] = 0.0,
+        hue: float | tuple[float, float] = 0.0,
+        p: float = 1.0,
+    ) -> None:
+        super().__init__(5, p)
+        self.factors = [around_one(bounds) for bounds in (brightness, contrast, saturation)]
+        self.hue = (-hue, hue) if isinstance(hue, (int, float)) else tuple(hue)
+        self.needs_rgb = self.factors[2] != (1, 1) or self.hue != (0, 0)
+        self.blends_any = self.factors != [(1, 1)] * 3
+        if not -0.5 <= self.hue[0] <= self.hue[1] <= 0.5:
+            raise ValueError(f"hue={hue} is not within -0.5 and 0.5; pass a fraction of the colour circle.")
+        orders = torch.tensor(list(permutations(range(4))))  # (24, 4): 3 is hue
+        self.blends, self.hue_step = orders[orders != 3].view(24, 3), (orders == 3).int().argmax(1)
+
+    def run(self, images: Tensor, numbers: Tensor) -> Tensor:
+        """Everyone is blended, the unchosen with factors of 1, which costs less than to pick out the others."""
+        if self.p == 1:
+            return self.transform(images, numbers)
+        return self.transform(images, numbers[:, 1:], numbers[:, 0] < self.p)
+
+    def transform(self, images: Tensor, numbers: Tensor, chosen: Tensor | None = None) -> Tensor:
+        low, high = torch.tensor([*self.factors, self.hue]).T
+        amounts, neutral = low + (high - low) * numbers[:, :4], torch.tensor([1.0, 1.0, 1.0, 0.0])
+        if chosen is not None:
+            amounts = torch.where(chosen[:, None], amounts, neutral)  # (B, 4): factors of the blends, turn of hue
+        if self.needs_rgb and not is_rgb(images, "jitter of saturation and hue"):
+            amounts[:, 2:] = neutral[2:]
+        order = (24 * numbers[:, 4]).long()  # one of the 24 orders
+        blends, hue_step = self.blends[order], torch.where(amounts[:, 3] == 0, -1, self.hue_step[order])
+        factor = amounts.gather(1, blends)  # (B, 3)
+        weights = torch.stack([factor, (1 - factor) * (blends == 1), (1 - factor) * (blends == 2)])
+        for step in range(4):
+            index = (hue_step == step).nonzero().squeeze(1)
+            if len(index):
+                put(images, index, adjust_hue(take(images, index), amounts[index, 3]))
+            if step < 3 and self.blends_any:
+                images = blend(images, *weights[:, :, step])
+        return images
+
+
+def around_one(bounds: float | tuple[float, float]) -> tuple[float, float]:
+    """Bounds as they are, or (max(0, 1 - b), 1 + b) of one number b."""
+    return (max(0.0, 1 - bounds), 1 + bounds) if isinstance(bounds, (int, float)) else (bounds[0], bounds[1])
+
+
+class RandomGrayscale(Transform):
+    """Three equal channels, the luma, with probability ``p``."""
+
+    def __init__(self, p: float = 0.1) -> None:
+        super().__init__(0, p)
+
+    def run(self, images: Tensor, numbers: Tensor) -> Tensor:
+        return super().run(images, numbers) if is_rgb(images, "greyscale") else images
+
+    def transform(self, images: Tensor, numbers: Tensor) -> Tensor:
+        return images.copy_(greyscale(images))
+
+
+def rgb_to_lab(images: Tensor) -> Tensor:
+    """CIE Lab of sRGB images, as in ``skimage.color.rgb2lab``: L in [0, 100], a and b about -100 to 100.
+
+    Shape:
+        images (B, 3, H, W) in [0, 1] -> (B, 3, H, W).
+    """
+    linear = torch.where(images > 0.04045, ((images + 0.055) / 1.055) ** 2.4, images / 12.92)
+    white = torch.tensor(WHITE)
+    to_xyz = (torch.tensor(XYZ) / white[:, None]).to(images.device)
+    xyz = torch.einsum("ij,bjhw->bihw", to_xyz, linear)
+    x, y, z = torch.where(xyz > 0.008856, xyz.clamp(min=0.008856) ** (1 / 3), 7.787 * xyz + 16 / 116).unbind(1)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
+
+
+class RGBToLab(Transform):
+    """Lab scaled to about [0, 1]: L / 100, (a + 128) / 255, (b + 128) / 255; RGB only."""
+
+    def transform(self, images: Tensor, numbers: Tensor) -> Tensor:
+        if not is_rgb(images, "Lab"):
+            return images
+        lightness, a, b = rgb_to_lab(images).unbind(1)
+        return torch.stack([lightness / 100, (a + 128) / 255, (b + 128) / 255], 1)

@@ -1,0 +1,290 @@
+"""Crops, flips, rotations, zooms and bends. Successive ones are composed and resample the images once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import torch
+from scipy.ndimage import map_coordinates
+from torch import Tensor
+
+from superself.augment.resample import Warp, diagonal
+from superself.augment.transform import Geometric, uniform
+
+ATTEMPTS = 10  # boxes that a random resized crop draws before it takes the central one, as in torchvision
+
+
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width from one number or two."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+class Resize(Geometric):
+    """The whole image at ``size`` (one number for a square, or height and width), antialiased."""
+
+    def __init__(self, size: int | Sequence[int]) -> None:
+        super().__init__()
+        self.size = pair(size)
+
+    def warp(self, warp: Warp, numbers: Tensor) -> Warp:
+        h, w = warp.size
+        return warp.crop(torch.tensor([0.0, 0.0, w, h]).expand(len(numbers), 4), self.size)
+
+
+class CenterCrop(Geometric):
+    """The middle of the image, as large as it can be in the proportions of ``size``, resized to it."""
+
+    def __init__(self, size: int | Sequence[int]) -> None:
+        super().__init__()
+        self.size = pair(size)
+
+    def warp(self, warp: Warp, numbers: Tensor) -> Warp:
+        h, w = warp.size
+        scale = min(h / self.size[0], w / self.size[1])
+        x, y = (w - scale * self.size[1]) / 2, (h - scale * self.size[0]) / 2
+        return warp.crop(torch.tensor([x, y, w - x, h - y]).expand(len(numbers), 4), self.size)
+
+
+class RandomCrop(Geometric):
+    """A piece of ``size`` pixels, not resized, of the image with ``padding`` pixels of ``fill`` around it."""
+
+    def __init__(self, size: int | Sequence[int], padding: int = 0, fill: float = 0.0) -> None:
+        super().__init__(2)
+        self.size, self.padding, self.fill = pair(size), padding, fill
+
+    def warp(self, warp: Warp, numbers: Tensor) -> Warp:
+        room = [side + 2 * self.padding - crop for side, crop in zip(warp.size, self.size, strict=True)]
+        if min(room) < 0:
+            raise ValueError(
+                f"a crop of {self.size} does not fit into images of {warp.size} with padding={self.padding}; "
+                "pass a smaller size or more padding."
+            )
+        top, left = ((numbers[:, i] * (room[i] + 1)).floor() - self.padding for i in (0, 1))
+        box = torch.stack([left, top, left + self.size[1], top + self.size[0]], 1)
+        warp = replace(warp, fill=self.fill) if self.padding else warp
+        return warp.crop(box, self.size)
+
+
+class RandomResizedCrop(Geometric):
+    """A box of random area and proportions at a random place, resized to ``size``; drawn as torchvision draws it.
+
+    Args:
+        size: height and width of the views.
+        scale: bounds of the box's area as a fraction of the image's, uniform.
+        ratio: bounds of width / height, uniform in its logarithm.
+    """
+
+    def __init__(
+        self,
+        size: int | Sequence[int],
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    ) -> None:
+        super().__init__(2 * ATTEMPTS + 2)
+        self.size, self.scale, self.ratio = pair(size), scale, ratio
+
+    def boxes(self, numbers: Tensor, height: int, width: int) -> Tensor:
+        """Boxes (B, 4) left, top, right, bottom, in whole pixels, from numbers (B, draws)."""
+        areas, ratios, place = numbers.split([ATTEMPTS, ATTEMPTS, 2], 1)
+        areas = height * width * uniform(areas, *self.scale)
+        ratios = torch.exp(uniform(ratios, *map(math.log, self.ratio)))
+        w, h = torch.sqrt(areas * ratios).round(), torch.sqrt(areas / ratios).round()  # (B, attempts)
+        w_central = min(width, round(height * self.ratio[1])) if width / height > self.ratio[0] else width
+        h_central = min(height, round(width / self.ratio[0]))
+        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        first = fits.float().argmax(1, keepdim=True)
+        any_fits = fits.any(1)
+        w = torch.where(any_fits, w.gather(1, first).squeeze(1), w_central)
+        h = torch.where(any_fits, h.gather(1, first).squeeze(1), h_central)
+        left = torch.where(any_fits, (place[:, 0] * (width - w + 1)).floor(), (width - w).div(2).floor())
+        top = torch.where(any_fits, (place[:, 1] * (height - h + 1)).floor(), (height - h).div(2).floor())
+        return torch.stack([left, top, left + w, top + h], 1)
+
+    def warp(self, warp: Warp, numbers: Tensor) -> Warp:
+        return warp.crop(self.boxes(numbers, *warp.size), self.size)
+
+
+class RandomHorizontalFlip(Geometric):
+    """Left and right exchanged, with probability ``p``."""
+
+    axis = 0  # the coordinate that is turned round
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__(0, p)
+
+    def warp(self, warp: Warp, numbers: Tensor) -> Warp:
+        flipped = self.chosen(numbers)[0].float()
+        scale, move = [torch.ones_like(flipped)] * 2, [torch.zeros_like(flipped)] * 2
+        scale[self.axis], move[self.axis] = 1 - 2 * flipped, flipped * warp.size[1 - self.axis]
+        return warp.then(diagonal(*scale, *move))
+
+
+class RandomVerticalFlip(RandomHorizontalFlip):
+    """Top and bottom exchanged, with probability ``p``."""
+
+    axis = 1
+
+
+class RandomRotation90(Geometric):
+    """One of the four rotations by multiples of 90 degrees, all equally likely; for square images."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def warp(self, warp: Warp, numbers: Tensor) -> Warp:
+        h, w = warp.size
+        if h != w:
+            raise ValueError(f"rotations by 90 degrees need square images, not {h} x {w}; crop them to a square first.")
+        turns = (4 * numbers[:, 0]).floor()
+        cos, sin = (turns == 0).float() - (turns == 2).float(), (turns == 1).float() - (turns == 3).float()
+        linear = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
+        return warp.then(about_centre(warp.size, linear), upright=False)
+
+
+class RandomZoom(Geometric):
+    """The image larger or smaller about its centre, at its own size; smaller ones are padded.
+
+    Args:
+        scale: bounds of the zoom, uniform in its logarithm; below 1 the image gets smaller.
+        fill: what lies around smaller images; None repeats their edge.
+        p: probability for each sample.
+    """
+
+    def __init__(self, scale: tuple[float, float] = (0.5, 1.0), fill: float | None = 0.0, p: float = 1.0) -> None:
+        super().__init__(1, p)
+        self.scale, self.fill = scale, fill
+
+    def warp(self, warp: Warp, numbers: Tensor) -> Warp:
+        chosen, numbers = self.chosen(numbers)
+        zoom = torch.exp(uniform(numbers[:, 0], *map(math.log, self.scale)))
+        linear = torch.where(chosen, 1 / zoom, 1.0)[:, None, None] * torch.eye(2)
+        shrink = warp.shrink * max(1.0, 1 / self.scale[0])
+        return warp.then(about_centre(warp.size, linear), fill=self.fill, shrink=shrink)
+
+
+class RandomAffine(Geometric):
+    """Rotation, shift, zoom and shear about the centre of the image, all at once; arguments as in torchvision.
+
+    Args:
+        degrees: bounds of the rotation; one number d stands for (-d, d).
+        translate: largest shift, as a fraction of width and height.
+        scale: bounds of the zoom; below 1 the image gets smaller.
+        shear: bounds in degrees, along x (a, b) or along x and y (a, b, c, d); one number d stands for (-d, d).
+        fill: what comes in from outside; None repeats the edge.
+        p: probability for each sample.
+    """
+
+    def __init__(
+        self,
+        degrees: float | tuple[float, float] = 0.0,
+        translate: tuple[float, float] = (0.0, 0.0),
+        scale: tuple[float, float] = (1.0, 1.0),
+        shear: float | Sequence[float] = 0.0,
+        fill: float | None = 0.0,
+        p: float = 1.0,
+    ) -> None:
+        super().__init__(6, p)
+        shear = symmetric(shear)
+        self.degrees, self.translate, self.scale, self.fill = symmetric(degrees), translate, scale, fill
+        self.shear = shear if len(shear) == 4 else (*shear, 0.0, 0.0)
+
+    def warp(self, warp: Warp, numbers: Tensor) -> Warp:
+        chosen, numbers = self.chosen(numbers)
+        h, w = warp.size
+        angle, zoom = uniform(numbers[:, 0], *self.degrees), uniform(numbers[:, 1], *self.scale)
+        shift = uniform(numbers[:, 2:4], -1, 1) * torch.tensor([self.translate[0] * w, self.translate[1] * h])
+        shear = torch.stack([uniform(numbers[:, 4], *self.shear[:2]), uniform(numbers[:, 5], *self.shear[2:])], 1)
+        matrix = affine_matrix(warp.size, angle, shift.round(), zoom, shear)
+        matrix = torch.where(chosen[:, None, None], matrix, torch.eye(2, 3))
+        shrink = warp.shrink * max(1.0, 1 / self.scale[0])
+        return warp.then(matrix, upright=False, fill=self.fill, shrink=shrink)
+
+
+class ElasticTransform(Geometric):
+    """A smooth random bend: normal displacements of a coarse grid of points, and a cubic spline between them.
+
+    The reference is ``elasticdeform.deform_random_grid``, of which ``deform_one`` makes use; this one needs no package.
+
+    Args:
+        points: points of the grid along each axis.
+        sigma: standard deviation of their displacements, as a fraction of the image's shorter side.
+        fill: what comes in from outside; None repeats the edge.
+        p: probability for each sample.
+
+    Source: Ronneberger et al., U-Net, arXiv:1505.04597.
+    """
+
+    def __init__(self, points: int = 3, sigma: float = 0.05, fill: float | None = None, p: float = 1.0) -> None:
+        super().__init__(2 * points * points, p)
+        if points < 2:
+            raise ValueError(f"points={points} is no grid that could bend; pass at least 2.")
+        self.points, self.sigma, self.fill = points, sigma, fill
+
+    def warp(self, warp: Warp, numbers: Tensor) -> Warp:
+        chosen, numbers = self.chosen(numbers)
+        normal = math.sqrt(2) * torch.erfinv(uniform(numbers, -1, 1).clamp(-0.999999, 0.999999))
+        grid = (normal * chosen[:, None] * self.sigma * min(warp.size)).view(-1, 2, self.points, self.points)
+        return warp.bend_by(bend(grid, warp.size), self.fill)
+
+
+def affine_matrix(size: tuple[int, int], angle: Tensor, shift: Tensor, zoom: Tensor, shear: Tensor) -> Tensor:
+    """From output to input coordinates, for torchvision's parameters of ``affine``.
+
+    Shape:
+        angle and shear in degrees (B,), (B, 2); shift in pixels (B, 2); zoom (B,) -> (B, 2, 3).
+    """
+    angle, (shear_x, shear_y) = torch.deg2rad(angle), torch.deg2rad(shear).unbind(1)
+    a, c = torch.cos(angle - shear_y) / torch.cos(shear_y), torch.sin(angle - shear_y) / torch.cos(shear_y)
+    b, d = -a * torch.tan(shear_x) - torch.sin(angle), -c * torch.tan(shear_x) + torch.cos(angle)
+    inverse = torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / zoom[:, None, None]  # of [[a, b], [c, d]], determinant 1
+    return about_centre(size, inverse, shift)
+
+
+def about_centre(size: tuple[int, int], linear: Tensor, shift: Tensor | float = 0.0) -> Tensor:
+    """(B, 2, 2), and the shift (B, 2) of the output, as maps (B, 2, 3) that keep the centre of the image."""
+    centre = torch.tensor([size[1] / 2, size[0] / 2])
+    moved = centre - (linear @ (centre + shift).expand(len(linear), 2)[:, :, None]).squeeze(2)
+    return torch.cat([linear, moved[:, :, None]], 2)
+
+
+def bend(grid: Tensor, size: tuple[int, int]) -> Tensor:
+    """Displacements of all pixels from those of a coarse grid whose corners are the corner pixels' centres.
+
+    Shape:
+        grid (B, 2, P, Q) in pixels, x before y -> (B, 2, h, w).
+    """
+    rows, columns = (spline(points, side).to(grid) for points, side in zip(grid.shape[2:], size, strict=True))
+    return rows @ grid @ columns.T
+
+
+@cache
+def spline(points: int, size: int) -> Tensor:
+    """(size, points): values between equally spaced points by the cubic spline that is mirrored at the ends."""
+    place = np.linspace(0, points - 1, size)
+    unit = [map_coordinates(column, [place], order=3, mode="mirror") for column in np.eye(points)]
+    return torch.tensor(np.stack(unit, 1), dtype=torch.float32)
+
+
+def deform_one(image: np.ndarray, grid: np.ndarray, fill: float = 0.0) -> np.ndarray:
+    """The reference: one image (C, H, W) bent by displacements (2, P, Q), x before y, with elasticdeform.
+
+    Raises:
+        ImportError: if elasticdeform is missing.
+    """
+    try:
+        import elasticdeform
+    except ImportError as error:
+        raise ImportError(
+            "the reference needs elasticdeform, which is not installed; run "
+            "`pip install --no-binary elasticdeform elasticdeform`, or use ElasticTransform, which does not need it."
+        ) from error
+    return elasticdeform.deform_grid(image, grid[::-1].copy(), order=1, mode="constant", cval=fill, axis=(1, 2))
+
+
+def symmetric(bounds: float | Sequence[float]) -> tuple[float, ...]:
+    """Bounds as they are, or (-d, d) of one number d."""
+    return (-bounds, bounds) if isinstance(bounds, (int, float)) else tuple(bounds)

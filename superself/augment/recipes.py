@@ -1,0 +1,236 @@
+"""Augmentations by name, with the numbers of the papers, adapted to the size of the images.
+
+Adapted: images of 32 pixels and less are not blurred unless asked for; kernels are a tenth of the image (23 pixels for 224,
+as in the papers); small crops keep their proportion to large ones. Flips come right after the crop, where they cost
+nothing; what follows them does not see the difference. Crops are bilinear, antialiased.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+
+from superself.augment.colour import ColorJitter, RandomGrayscale
+from superself.augment.geometry import (
+    CenterCrop,
+    ElasticTransform,
+    RandomAffine,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    Resize,
+    pair,
+)
+from superself.augment.noise import GaussianBlur, Normalize, RandomBlocks, kernel_for
+from superself.augment.tone import (
+    RandomAdjustSharpness,
+    RandomAutocontrast,
+    RandomEqualize,
+    RandomInvert,
+    RandomPosterize,
+    RandomSolarize,
+)
+from superself.augment.transform import Compose, Lambda, MultiCrop, RandomChoice, Transform, Views
+
+Size = int | Sequence[int]
+SMALL = 32  # pixels; up to this, images are not blurred and SimCLR's colours are half as strong
+
+
+def is_small(size: Size) -> bool:
+    return min(pair(size)) <= SMALL
+
+
+def blurs(size: Size, p: float, blur: bool | None) -> list[Transform]:
+    """Gaussian blur with sigma from 0.1 to 2 pixels, or nothing; ``blur`` None decides by the size."""
+    wanted = not is_small(size) if blur is None else blur
+    return [GaussianBlur(kernel_for(min(pair(size))), (0.1, 2.0), p=p)] if wanted else []
+
+
+def crop_and_flip(size: Size, scale: tuple[float, float] = (0.08, 1.0)) -> list[Transform]:
+    return [RandomResizedCrop(size, scale), RandomHorizontalFlip()]
+
+
+def distort(strength: float) -> list[Transform]:
+    """SimCLR's colour distortion: jitter for four fifths of the samples, then greyscale for one fifth."""
+    jitter = ColorJitter(0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength, p=0.8)
+    return [jitter, RandomGrayscale(0.2)]
+
+
+def simclr(size: Size, strength: float | None = None, blur: bool | None = None) -> Compose:
+    """One view of SimCLR: crop, flip, colour distortion, blur for half of the samples.
+
+    Args:
+        size: of the views.
+        strength: of the colour distortion; None takes 1, and 0.5 up to 32 pixels, as the paper does for CIFAR-10.
+        blur: None blurs above 32 pixels, as the paper does.
+
+    Source: Chen et al., SimCLR, arXiv:2002.05709, appendix on data augmentation.
+    """
+    strength = (0.5 if is_small(size) else 1.0) if strength is None else strength
+    return Compose([*crop_and_flip(size), *distort(strength), *blurs(size, 0.5, blur)])
+
+
+def moco_v1(size: Size) -> Compose:
+    """One view of MoCo's first version, which is that of instance discrimination.
+
+    Source: He et al., MoCo, arXiv:1911.05722; numbers of the authors' code.
+    """
+    return Compose([*crop_and_flip(size, (0.2, 1.0)), RandomGrayscale(0.2), ColorJitter(0.4, 0.4, 0.4, 0.4)])
+
+
+def moco_v2(size: Size, blur: bool | None = None) -> Compose:
+    """One view of MoCo v2: weaker hue than v1, jitter for four fifths, and blur.
+
+    Source: Chen et al., MoCo v2, arXiv:2003.04297; numbers of the authors' code.
+    """
+    jitter = ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8)
+    return Compose([*crop_and_flip(size, (0.2, 1.0)), jitter, RandomGrayscale(0.2), *blurs(size, 0.5, blur)])
+
+
+def byol(size: Size, blur: bool | None = None) -> Views:
+    """The two views of BYOL: the first always blurred, the second seldom blurred and sometimes solarized.
+
+    Source: Grill et al., BYOL, arXiv:2006.07733, table of image augmentation parameters.
+    """
+    common = [*crop_and_flip(size), ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8), RandomGrayscale(0.2)]
+    first = Compose([*common, *blurs(size, 1.0, blur)])
+    return Views([first, Compose([*common, *blurs(size, 0.1, blur), RandomSolarize(0.5, p=0.2)])])
+
+
+def dino(size: Size, small_count: int = 8, blur: bool | None = None) -> MultiCrop:
+    """DINO's multi-crop: two large views, distorted as in BYOL, and small ones of 96/224 of their size.
+
+    Source: Caron et al., DINO, arXiv:2104.14294; numbers of the authors' code.
+    Deviations: bilinear crops, where the authors' are bicubic.
+    """
+    colour = [ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8), RandomGrayscale(0.2)]
+    first = Compose([*crop_and_flip(size, (0.4, 1.0)), *colour, *blurs(size, 1.0, blur)])
+    solarize = RandomSolarize(0.5, p=0.2)
+    second = Compose([*crop_and_flip(size, (0.4, 1.0)), *colour, *blurs(size, 0.1, blur), solarize])
+    small = small_size(size)
+    return MultiCrop(
+        [first, second], Compose([*crop_and_flip(small, (0.05, 0.4)), *colour, *blurs(small, 0.5, blur)]), small_count
+    )
+
+
+def swav(size: Size, small_count: int = 6, blur: bool | None = None) -> MultiCrop:
+    """SwAV's multi-crop: two large views and small ones of 96/224 of their size, all distorted as in SimCLR.
+
+    Source: Caron et al., SwAV, arXiv:2006.09882; scales of crops and blur of the authors' code.
+    """
+
+    def view(size: Size, scale: tuple[float, float]) -> Compose:
+        return Compose([*crop_and_flip(size, scale), *distort(1.0), *blurs(size, 0.5, blur)])
+
+    return MultiCrop([view(size, (0.14, 1.0))] * 2, view(small_size(size), (0.05, 0.14)), small_count)
+
+
+def small_size(size: Size) -> tuple[int, int]:
+    """Height and width of the small views that go with large ones of ``size``."""
+    height, width = pair(size)
+    return round(height * 96 / 224), round(width * 96 / 224)
+
+
+def pirl(size: Size, scale: tuple[float, float] = (0.08, 1.0)) -> Compose:
+    """One view of PIRL; the image that is cut into tiles has ``scale=(0.6, 1.0)``.
+
+    Source: Misra & van der Maaten, PIRL, arXiv:1912.01991; numbers of the authors' configuration in VISSL, where two
+    thirds of the samples get one of the four changes of tone.
+    """
+    tone = [
+        RandomAutocontrast(1.0),
+        RandomPosterize((4, 8), p=1.0),
+        RandomAdjustSharpness((0.1, 1.9), p=1.0),
+        RandomSolarize((0.0, 1.0), p=1.0),
+    ]
+    jitter = ColorJitter(0.4, 0.4, 0.4, 0.2)
+    return Compose([*crop_and_flip(size, scale), jitter, RandomChoice(tone, p=0.66), RandomGrayscale(0.2)])
+
+
+def cpc(size: Size) -> Compose:
+    """CPC v2's augmentation of a patch: three operations of a pool, an elastic deformation, greyscale.
+
+    The pool and its ranges are AutoAugment's (arXiv:1805.09501), without the mixing of two images.
+
+    Source: Hénaff et al., CPC v2, arXiv:1905.09272, appendix on image preprocessing.
+    Deviations: three operations, drawn with replacement, where the paper has two; its change of the colour histogram is
+        left out.
+    """
+    shear, grey = math.degrees(math.atan(0.3)), 0.5  # of an edge of 1 moved by 0.3; AutoAugment fills with grey
+    pool = [
+        RandomAffine(shear=(-shear, shear), fill=grey),
+        RandomAffine(shear=(0.0, 0.0, -shear, shear), fill=grey),
+        RandomAffine(translate=(0.45, 0.0), fill=grey),
+        RandomAffine(translate=(0.0, 0.45), fill=grey),
+        RandomAffine(degrees=30, fill=grey),
+        RandomAutocontrast(1.0),
+        RandomInvert(1.0),
+        RandomEqualize(1.0),
+        RandomSolarize((0.0, 1.0), p=1.0),
+        RandomPosterize((4, 8), p=1.0),
+        ColorJitter(contrast=(0.1, 1.9)),
+        ColorJitter(saturation=(0.1, 1.9)),
+        ColorJitter(brightness=(0.1, 1.9)),
+        RandomAdjustSharpness((0.1, 1.9), p=1.0),
+        RandomBlocks(1, size=0.18, value=grey),
+    ]
+    bend = [ElasticTransform(p=0.2), RandomAffine(shear=(-shear, shear), fill=None, p=0.2)]
+    return Compose([Resize(size), RandomHorizontalFlip(), RandomChoice(pool, count=3), *bend, RandomGrayscale(0.25)])
+
+
+def plain(size: Size) -> Compose:
+    """No augmentation: the middle of the image, resized."""
+    return Compose([CenterCrop(size)])
+
+
+RECIPES: dict[str, Callable[..., Transform]] = {
+    "simclr": simclr,
+    "moco-v1": moco_v1,
+    "moco-v2": moco_v2,
+    "byol": byol,
+    "cpc": cpc,
+    "pirl": pirl,
+    "swav": swav,
+    "dino": dino,
+    "plain": plain,
+}
+
+
+def recipe(
+    augment: str | Callable,
+    size: Size,
+    views: int | None = None,
+    normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Transform:
+    """The transform that ``augment`` stands for.
+
+    Args:
+        augment: the name of a recipe, a transform, or any function of a batch of float images.
+        size: of the views; for names only.
+        views: how many views of each image; None leaves it to the recipe.
+        normalize: (mean, std), one value a channel: added as the last step of every view.
+    Raises:
+        ValueError: if the name is unknown, or the recipe makes another number of views.
+    """
+    if isinstance(augment, str):
+        if augment not in RECIPES:
+            near = difflib.get_close_matches(augment, RECIPES, 3, 0.4) or list(RECIPES)
+            raise ValueError(f"augment={augment!r} is no recipe; did you mean {' or '.join(map(repr, near))}?")
+        augment = RECIPES[augment](size)
+    transform = augment if isinstance(augment, Transform) else Lambda(augment)
+    if isinstance(transform, Views):
+        if views not in (None, len(transform.transforms)):
+            raise ValueError(
+                f"the recipe makes {len(transform.transforms)} views of an image, {views} are needed; pass another one, "
+                f"or Views(transform, {views})."
+            )
+    elif views is not None and not isinstance(transform, Lambda):
+        transform = Views(transform, views)
+    return transform if normalize is None else normalized(transform, *normalize)
+
+
+def normalized(transform: Transform, mean: Sequence[float], std: Sequence[float]) -> Transform:
+    """The transform with normalisation as the last step of each of its views."""
+    if isinstance(transform, Views):
+        return Views([normalized(part, mean, std) for part in transform.transforms])
+    return Compose([transform, Normalize(mean, std)])

@@ -1,0 +1,70 @@
+"""A picture of what an augmentation does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from superself.augment.recipes import recipe
+from superself.augment.transform import Views
+from superself.data.preprocessing import to_float
+
+GAP = 2  # pixels between pictures
+LARGEST = 128  # pixels; larger pictures are shown at this size
+
+
+def show_views(
+    dataset: Any, augment: str | Callable, path: str | Path, count: int = 8, views: int = 8, seed: int = 0
+) -> Path:
+    """Writes a PNG: a row for each image, the original first, then its views.
+
+    Args:
+        dataset: a tensor (N, C, H, W), Images, or a Dataset whose items are tensors or begin with one.
+        augment: the name of a recipe, a transform, or any function of a batch; if it makes one view, ``views`` are shown.
+        path: of the file; folders are made.
+        count: how many images.
+        views: how many views of each.
+        seed: the same picture for the same seed.
+    """
+    images = first_images(dataset, count)
+    transform = recipe(augment, tuple(images.shape[2:]))
+    shown = transform(images, generator := torch.Generator().manual_seed(seed))
+    if not isinstance(shown, (list, tuple)):
+        shown = [shown, *Views(transform, views - 1)(images, generator)] if views > 1 else [shown]
+    side = min(LARGEST, max(images.shape[2:]))
+    columns = [picture(to_float(view), side) for view in (images, *shown)]
+    rows = [torch.cat(row, 2) for row in zip(*columns, strict=True)]  # (3, side + GAP, width)
+    array = (torch.cat(rows, 1).permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.ascontiguousarray(array)).save(path)
+    return path
+
+
+def first_images(dataset: Any, count: int) -> Tensor:
+    """Some images of a data set, as one tensor (n, C, H, W)."""
+    if isinstance(dataset, Tensor):
+        return dataset[:count]
+    if hasattr(dataset, "sample"):
+        return dataset.sample(count)
+    items = [dataset[i] for i in range(min(count, len(dataset)))]
+    return torch.stack([item[0] if isinstance(item, (tuple, list)) else item for item in items])
+
+
+def picture(images: Tensor, side: int) -> Tensor:
+    """Images as RGB of at most ``side`` pixels, in the middle of white squares with a gap -> (B, 3, side + GAP, ...)."""
+    images = images.cpu().clamp(0, 1)
+    channels = images.shape[1]
+    images = images if channels == 3 else images[:, :3] if channels > 3 else images[:, :1].expand(-1, 3, -1, -1)
+    scale = side / max(images.shape[2:])
+    if scale < 1:
+        images = F.interpolate(images, scale_factor=scale, mode="bilinear", antialias=True)
+    rest_y, rest_x = (side + GAP - length for length in images.shape[2:])
+    return F.pad(images, (rest_x // 2, rest_x - rest_x // 2, rest_y // 2, rest_y - rest_y // 2), value=1.0)

@@ -1,0 +1,38 @@
+"""MomentumEncoder: a network that follows another one slowly."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class MomentumEncoder(nn.Module):
+    """A copy of an online network whose weights are a moving average of the online ones: BYOL's target, MoCo's key encoder.
+
+    xi <- m * xi + (1 - m) * theta after each optimiser step. It starts equal to the online network, gets no gradient and is
+    stored with the run.
+
+    Source: He et al., MoCo, arXiv:1911.05722, Eq. 2; Grill et al., BYOL, arXiv:2006.07733, Eq. 1.
+    Deviations: none; batch norm buffers are not averaged: in train mode the copy normalises by the statistics of the batch
+        it is given and keeps running averages of its own.
+    Args:
+        online: the network to follow.
+    Shape:
+        that of the online network.
+    """
+
+    def __init__(self, online: nn.Module) -> None:
+        super().__init__()
+        self.average = copy.deepcopy(online).requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """What the averaged network gives; no gradient flows back."""
+        return self.average(images)
+
+    @torch.no_grad()
+    def update(self, online: nn.Module, momentum: float) -> None:
+        """Moves every weight towards the online one; ``momentum`` is the share of the old value that is kept."""
+        torch._foreach_lerp_(list(self.average.parameters()), list(online.parameters()), 1 - momentum)

@@ -1,0 +1,104 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from superself import BYOLSupervisor
+from superself.training import cosine
+
+from cases import TinyBackbone, tiny_images
+
+
+def byol(n=16, **arguments):
+    return BYOLSupervisor(tiny_images(n), **{"backbone": TinyBackbone(), "seed": 0, "augment": two_views, **arguments})
+
+
+def two_views(images):
+    """The image, and the image upside down: no randomness."""
+    return [images, images.flip(2)]
+
+
+def test_loss_equals_the_double_sum_of_squared_distances():
+    supervisor = byol()
+    first, second = (supervisor.preprocessing(v / 255) for v in two_views(tiny_images().float()))
+    slow = 0.0
+    for view, other in ((first, second), (second, first)):
+        q = normalize(supervisor.predictor(supervisor.model(view)), dim=1)
+        z = normalize(supervisor.target(other), dim=1)
+        slow += sum(((a - b) ** 2).sum() for a, b in zip(q, z, strict=True)).item() / 16
+    loss = supervisor._forward((tiny_images(), torch.arange(16)))
+    assert loss.item() == pytest.approx(slow, rel=1e-4)
+
+
+def test_aligned_predictions_give_zero_and_orthogonal_ones_four():
+    same = byol(projector=Constant([1.0, 0.0]), predictor=nn.Identity())
+    assert same._forward((tiny_images(), torch.arange(16))).item() == pytest.approx(0, abs=1e-6)
+    across = byol(projector=Constant([1.0, 0.0]), predictor=Constant([0.0, 3.0]))
+    assert across._forward((tiny_images(), torch.arange(16))).item() == pytest.approx(4) == across.chance_loss
+
+
+class Constant(nn.Module):
+    """Every image gets the same embedding."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = nn.Parameter(torch.tensor(values))
+
+    def forward(self, x):
+        return self.values.expand(len(x), -1)
+
+
+def test_target_starts_equal_has_no_predictor_and_gets_no_gradient():
+    supervisor = byol(predictor=nn.Linear(256, 256))
+    names = {name for name, _ in supervisor.model.named_parameters()}
+    assert {name.removeprefix("average.") for name, _ in supervisor.target.named_parameters()} == names
+    for name, p in supervisor.model.named_parameters():
+        assert torch.equal(supervisor.target.get_parameter(f"average.{name}"), p)
+    supervisor._forward((tiny_images(), torch.arange(16))).backward()
+    assert all(p.grad is None for p in supervisor.target.parameters())
+    assert all(p.grad is not None for p in [*supervisor.model.parameters(), *supervisor.predictor.parameters()])
+
+
+def test_target_moves_only_after_the_optimizer_step_and_by_the_schedule():
+    seen = []
+
+    class Looks(BYOLSupervisor):
+        def _update(self, loss, optimizer, lr_scheduler):
+            target = copy.deepcopy(list(self.target.parameters()))
+            super()._update(loss, optimizer, lr_scheduler)
+            momentum = cosine(0.9, 1.0, self.step / 6)
+            for old, new, online in zip(target, self.target.parameters(), self.model.parameters(), strict=True):
+                assert torch.allclose(new, momentum * old + (1 - momentum) * online, atol=1e-7)
+            seen.append(momentum)
+
+    supervisor = Looks(tiny_images(), augment=two_views, backbone=TinyBackbone(), momentum=0.9)
+    supervisor.supervise(epochs=3, batch_size=8, name="run", progress=False)
+    assert seen[0] == 0.9 and len(seen) == 6 and seen == sorted(seen)
+
+
+def test_target_is_in_train_mode_while_training():
+    supervisor = byol()
+    supervisor.supervise(epochs=1, batch_size=8, name="run", progress=False)
+    assert supervisor.target.average.backbone.layers[1].num_batches_tracked > 0
+
+
+def test_views_are_drawn_from_the_generator_of_the_run():
+    supervisor = byol(augment="byol")
+    supervisor.generator.manual_seed(3)
+    first = supervisor.views(tiny_images(), supervisor.generator)
+    supervisor.generator.manual_seed(3)
+    torch.rand(5)
+    again = supervisor.views(tiny_images(), supervisor.generator)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_momentum_outside_zero_to_one_is_refused():
+    with pytest.raises(ValueError, match=r"momentum=1.5 is the share of the target that is kept"):
+        byol(momentum=1.5)
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="augment='simclear' is no recipe; did you mean 'simclr'"):
+        byol(augment="simclear")

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from superself.augment import (
+    RECIPES,
+    ColorJitter,
+    Compose,
+    GaussianBlur,
+    Lambda,
+    MultiCrop,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    RandomSolarize,
+    Views,
+    recipe,
+)
+from superself.augment.recipes import moco_v1, pirl, simclr
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def steps(transform: Compose) -> dict:
+    return {type(step): step for step in transform.transforms}
+
+
+PAPERS = {  # scale; jitter: brightness, contrast, saturation, hue, p; grey; blur; solarize
+    "simclr": [((0.08, 1), (0.8, 0.8, 0.8, 0.2, 0.8), 0.2, 0.5, 0)],
+    "moco-v1": [((0.2, 1), (0.4, 0.4, 0.4, 0.4, 1.0), 0.2, 0, 0)],
+    "moco-v2": [((0.2, 1), (0.4, 0.4, 0.4, 0.1, 0.8), 0.2, 0.5, 0)],
+    "byol": [
+        ((0.08, 1), (0.4, 0.4, 0.2, 0.1, 0.8), 0.2, 1.0, 0),
+        ((0.08, 1), (0.4, 0.4, 0.2, 0.1, 0.8), 0.2, 0.1, 0.2),
+    ],
+    "swav": [((0.14, 1), (0.8, 0.8, 0.8, 0.2, 0.8), 0.2, 0.5, 0)] * 2
+    + [((0.05, 0.14), (0.8, 0.8, 0.8, 0.2, 0.8), 0.2, 0.5, 0)] * 6,
+    "dino": [((0.4, 1), (0.4, 0.4, 0.2, 0.1, 0.8), 0.2, 1.0, 0), ((0.4, 1), (0.4, 0.4, 0.2, 0.1, 0.8), 0.2, 0.1, 0.2)]
+    + [((0.05, 0.4), (0.4, 0.4, 0.2, 0.1, 0.8), 0.2, 0.5, 0)] * 8,
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_recipe_has_the_numbers_of_its_paper(name):
+    transform = recipe(name, 224)
+    views = transform.transforms if isinstance(transform, Views) else [transform]
+    assert len(views) == len(PAPERS[name])
+    for view, (scale, jitter, grey, blur, solarize) in zip(views, PAPERS[name], strict=True):
+        parts = steps(view)
+        assert parts[RandomResizedCrop].scale == scale and parts[RandomHorizontalFlip].p == 0.5
+        assert parts[ColorJitter].factors == [(1 - amount, 1 + amount) for amount in jitter[:3]]
+        assert parts[ColorJitter].hue == (-jitter[3], jitter[3]) and parts[ColorJitter].p == jitter[4]
+        assert parts[RandomGrayscale].p == grey
+        assert (parts[GaussianBlur].p if GaussianBlur in parts else 0) == blur
+        assert not blur or parts[GaussianBlur].sigma == (0.1, 2.0)
+        assert (parts[RandomSolarize].p if RandomSolarize in parts else 0) == solarize
+
+
+def test_shares_of_samples_are_those_of_the_recipe():
+    """Counted on the views: grey ones, and solarized ones of BYOL's second view."""
+    images = torch.rand(1, 3, 16, 16, generator=seeded()).expand(3000, -1, -1, -1)
+    for view in recipe("byol", 16, views=2)(images, seeded()):
+        grey = (view.amax(1) - view.amin(1)).amax((1, 2)) < 1e-6
+        assert abs(grey.float().mean() - 0.2) < 0.025
+    bright = torch.full((3000, 3, 16, 16), 1.0)
+    first, second = recipe("byol", 16)(bright, seeded())
+    dark = [(view.amax((1, 2, 3)) < 0.5).float().mean() for view in (first, second)]
+    assert dark[0] == 0 and abs(dark[1] - 0.2) < 0.025
+
+
+def test_brightness_of_simclr_spreads_as_the_paper_says():
+    """White images: only brightness changes them (contrast and saturation mix white with white), 1 at most."""
+    views = simclr(32, strength=1.0)(torch.ones(4000, 3, 32, 32), seeded())[:, 0, 0, 0]
+    darkened = views[views < 0.999]
+    assert abs(len(darkened) / 4000 - 0.8 / 2) < 0.03  # p = 0.8, and half of the factors are below 1
+    assert darkened.min() >= 0.199 and abs(darkened.mean() - 0.6) < 0.02
+
+
+def test_small_images_are_not_blurred_unless_asked():
+    for name in ("simclr", "moco-v2"):
+        assert GaussianBlur not in steps(recipe(name, 32)) and GaussianBlur in steps(recipe(name, 33))
+        assert GaussianBlur in steps(RECIPES[name](32, blur=True))
+    assert steps(recipe("simclr", 96))[GaussianBlur].kernel_size == 9
+    assert (
+        steps(simclr(32))[ColorJitter].factors[0] == (0.6, 1.4) and steps(simclr(96))[ColorJitter].factors[0][1] == 1.8
+    )
+
+
+@pytest.mark.parametrize("size", [32, 96, (40, 64)])
+@pytest.mark.parametrize("name", RECIPES)
+def test_views_have_the_size_and_stay_in_range(name, size):
+    images = (torch.rand(6, 3, 48, 50, generator=seeded()) * 255).byte()
+    views = recipe(name, size)(images, seeded())
+    height, width = size if isinstance(size, tuple) else (size, size)
+    for i, view in enumerate(views if isinstance(views, list) else [views]):
+        small = name in ("swav", "dino") and i >= 2
+        expected = (round(height * 96 / 224), round(width * 96 / 224)) if small else (height, width)
+        assert view.shape == (6, 3, *expected)
+        assert view.min() >= -1e-5 and view.max() <= 1 + 1e-5
+
+
+def test_plain_changes_nothing_but_the_size():
+    images = torch.rand(3, 3, 20, 20, generator=seeded())
+    assert torch.equal(recipe("plain", 20)(images, seeded()), images)
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="augment='simclrr' is no recipe; did you mean 'simclr'"):
+        recipe("simclrr", 32)
+    with pytest.raises(ValueError, match="'moco-v1' or 'moco-v2'|'moco-v2' or 'moco-v1'"):
+        recipe("moco", 32)
+    with pytest.raises(ValueError, match="did you mean 'simclr' or 'moco-v1' or .*'plain'"):
+        recipe("xyzxyz", 32)
+
+
+def test_anything_callable_is_a_recipe():
+    images = torch.rand(3, 3, 20, 20, generator=seeded())
+    doubled = recipe(lambda batch: [batch, 1 - batch], 20, views=2)
+    assert isinstance(doubled, Lambda) and torch.equal(
+        doubled((images * 255).byte())[1], 1 - doubled((images * 255).byte())[0]
+    )
+    transform = moco_v1(20)
+    assert recipe(transform, 99) is transform
+
+
+def test_number_of_views_is_met_or_refused():
+    images = torch.rand(3, 3, 40, 40, generator=seeded())
+    assert len(recipe("simclr", 40, views=2)(images)) == 2
+    assert recipe("byol", 40, views=2)(images)[1].shape == (3, 3, 40, 40)
+    with pytest.raises(ValueError, match="makes 8 views of an image, 2 are needed"):
+        recipe("swav", 40, views=2)
+    assert isinstance(recipe("dino", 40), MultiCrop)
+
+
+def test_normalisation_is_the_last_step_of_every_view():
+    images, (mean, std) = torch.rand(4, 3, 40, 40, generator=seeded()), ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    for name in ("simclr", "byol", "swav"):
+        plain, ours = recipe(name, 40)(images, seeded()), recipe(name, 40, normalize=(mean, std))(images, seeded())
+        for view, one in zip(
+            plain if isinstance(plain, list) else [plain], ours if isinstance(ours, list) else [ours], strict=True
+        ):
+            expected = (view - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+            torch.testing.assert_close(one, expected, atol=1e-5, rtol=0)
+    own = recipe(lambda batch: batch, 40, normalize=(mean, std))(images)
+    torch.testing.assert_close(own, (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
+
+
+def test_tone_of_pirl_is_changed_for_two_thirds():
+    choice = pirl(64).transforms[3]
+    assert choice.p == 0.66 and len(choice.transforms) == 4

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as tv
+
+from superself.augment import (
+    CenterCrop,
+    Compose,
+    ElasticTransform,
+    RandomAffine,
+    RandomCrop,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    RandomVerticalFlip,
+    RandomZoom,
+    Resize,
+)
+from superself.augment.resample import Warp, resample
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def images_of(count: int, height: int = 30, width: int = 26) -> torch.Tensor:
+    return torch.rand(count, 3, height, width, generator=seeded(count))
+
+
+BOXES = torch.tensor([[0, 0, 26, 30], [3, 2, 10, 29], [20, 25, 26, 30], [5, 5, 6, 6], [1, 0, 26, 3]]).float()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (40, 9), (30, 26), (3, 5)])
+def test_crops_equal_torchvisions_antialiased_ones(size):
+    images = images_of(len(BOXES))
+    ours = resample(images, Warp.identity(images).crop(BOXES, size))
+    for image, (left, top, right, bottom), view in zip(images, BOXES.int().tolist(), ours, strict=True):
+        reference = tv.resized_crop(image, top, left, bottom - top, right - left, list(size), antialias=True)
+        torch.testing.assert_close(view, reference, atol=2e-5, rtol=0)
+
+
+def test_flips_equal_torchvisions():
+    images = images_of(4)
+    torch.testing.assert_close(RandomHorizontalFlip(1.0)(images), tv.horizontal_flip(images), atol=1e-6, rtol=0)
+    torch.testing.assert_close(RandomVerticalFlip(1.0)(images), tv.vertical_flip(images), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("fill", [0.0, 0.7])
+def test_padded_crops_equal_torchvisions(fill):
+    images = images_of(6, 20, 20)
+    views = RandomCrop(20, padding=4, fill=fill)(images, seeded())
+    numbers = torch.rand(6, 2, generator=seeded())
+    for image, (top, left), view in zip(images, (numbers * 9).int().tolist(), views, strict=True):
+        reference = tv.crop(tv.pad(image, [4, 4, 4, 4], fill=fill), top, left, 20, 20)
+        torch.testing.assert_close(view, reference, atol=1e-6, rtol=0)
+
+
+def test_successive_crops_and_flips_resample_once_and_equal_one_after_another():
+    images = images_of(1, 32, 32).round()  # a hard image: two resamplings would blur it twice
+    steps = Compose([RandomHorizontalFlip(1.0), RandomCrop(16), RandomVerticalFlip(1.0), RandomCrop(8)])
+    view = steps(images, seeded())
+    assert set(view.unique().round(decimals=4).tolist()) <= {0.0, 1.0}
+    one_by_one, generator = images, seeded()
+    for step in steps.transforms:
+        one_by_one = step(one_by_one, generator)
+    torch.testing.assert_close(view, one_by_one, atol=1e-5, rtol=0)
+
+
+def test_rotated_crop_is_sharper_than_two_resamplings():
+    images = images_of(8, 32, 32)
+    steps = [RandomAffine((45, 45), fill=None), RandomAffine((-45, -45), fill=None)]
+    once = Compose(steps)(images)
+    twice = steps[1](steps[0](images))
+    middle = (..., slice(10, 22), slice(10, 22))
+    torch.testing.assert_close(once[middle], images[middle], atol=1e-4, rtol=0)
+    assert (twice - images)[middle].abs().mean() > 0.05
+
+
+def test_general_path_agrees_with_the_upright_one():
+    images = images_of(5, 30, 30)
+    crop = Compose([RandomResizedCrop(40, (0.3, 1.0)), RandomHorizontalFlip()])
+    turned = Compose([*crop.transforms, RandomAffine(0.0, fill=None)])  # rotation by 0 degrees: grid sampling
+    numbers = torch.rand(5, turned.draws, generator=seeded())
+    upright = crop.run(images, numbers[:, : crop.draws])
+    torch.testing.assert_close(turned.run(images, numbers), upright, atol=1e-4, rtol=0)
+
+
+def zone_plate(side: int = 256) -> torch.Tensor:
+    """Circles that get finer outwards, up to one pixel a wave at the edge of the image."""
+    axis = torch.arange(side) - side / 2 + 0.5
+    return (0.5 + 0.5 * torch.cos(math.pi / side * (axis[:, None] ** 2 + axis**2)))[None, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "shrink"),
+    [
+        ("upright", Resize(64)),
+        ("general", Compose([Resize(64), RandomAffine((30, 30), fill=None)])),
+        ("bent", Compose([ElasticTransform(sigma=0.01), Resize(64)])),
+        ("zoomed", Compose([RandomZoom((0.25, 0.25)), CenterCrop(256)])),
+        ("affine", RandomAffine((10, 10), scale=(0.25, 0.25))),
+    ],
+)
+def test_zone_plate_does_not_alias(name, shrink):
+    """Where the rings are finer than the small image can show, it must be a flat grey, not false rings."""
+    view = shrink(zone_plate(), seeded())
+    side = view.shape[-1]
+    scale = 64 / side  # of the picture within the view
+    axis = (torch.arange(side) + 0.5 - side / 2) * scale * 4  # in pixels of the zone plate
+    radius = (axis[:, None] ** 2 + axis**2).sqrt()
+    fine = (radius > 85) & (radius < 120) if side == 64 else (radius * 4 > 85) & (radius * 4 < 120)
+    spread = view[0, 0][fine].std()
+    naive = zone_plate()[0, 0, 2::4, 2::4]
+    axis = (torch.arange(64) + 0.5 - 32) * 4
+    radius = (axis[:, None] ** 2 + axis**2).sqrt()
+    assert naive[(radius > 85) & (radius < 120)].std() > 0.3  # without antialiasing: false rings of full contrast
+    assert spread < 0.07, f"{name}: {spread:.3f}"
+
+
+def test_identity_returns_the_images_untouched():
+    images = images_of(3)
+    view = Resize((30, 26))(images)
+    assert torch.equal(view, images) and view.data_ptr() != images.data_ptr()

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import TensorDataset
+
+from superself.augment import RECIPES, show_views
+
+
+def images_of(count: int, channels: int = 3, size: int = 20) -> torch.Tensor:
+    return (torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(0)) * 255).byte()
+
+
+def test_picture_shows_the_originals_first_and_one_row_for_each_image(tmp_path):
+    path = show_views(images_of(5), "simclr", tmp_path / "new" / "views.png", count=3, views=4)
+    picture = np.array(Image.open(path))
+    assert picture.shape == (3 * 22, 5 * 22, 3)
+    assert np.array_equal(picture[1:21, 1:21], images_of(5)[0].permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("augment", RECIPES)
+def test_every_recipe_can_be_shown(augment, tmp_path):
+    assert show_views(images_of(4, size=40), augment, tmp_path / "views.png", count=2, views=2).stat().st_size > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*needs RGB")
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_other_channels_are_shown(channels, tmp_path):
+    picture = Image.open(show_views(images_of(4, channels), "moco-v2", tmp_path / "views.png"))
+    assert picture.mode == "RGB"
+
+
+def test_data_sets_and_functions_are_taken(tmp_path):
+    path = show_views(
+        TensorDataset(images_of(9, size=300)), lambda batch: 1 - batch, tmp_path / "a.png", count=2, views=1
+    )
+    assert Image.open(path).size == (2 * 130, 2 * 130)
+
+
+def test_equal_seeds_give_equal_pictures(tmp_path):
+    one, other, third = (
+        show_views(images_of(4), "simclr", tmp_path / f"{k}.png", seed=seed).read_bytes()
+        for k, seed in enumerate([1, 1, 2])
+    )
+    assert one == other != third
