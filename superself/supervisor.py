@@ -215,7 +215,7 @@ class Supervisor(nn.Module):
         lr_scheduler: Callable[..., Any] | None,
     ) -> tuple[BatchLoader, Optimizer, Any]:
         """Makes the loader, the optimiser over all trainable parameters, and the schedule over optimiser steps."""
-        self.images.load()
+        self.images.load().copy_to(self.device)
         if self.settings["compile"]:
             for network in self.children():
                 network.compile()
@@ -249,6 +249,7 @@ class Supervisor(nn.Module):
                     self._check_finite(self.run.progress.loss_sum)
                 if self.run.signals.received:
                     self._leave()
+            self._check_finite(self.run.progress.loss_sum)
             self.epoch += 1
             self._end_epoch()
 
@@ -359,6 +360,7 @@ class Supervisor(nn.Module):
 
     def _leave(self) -> None:
         """Stores the run between two steps and ends it as the signal asks."""
+        self._check_finite(self.run.progress.loss_sum)
         self._store()
         self.run.say(f"stopped after step {self.step}; stored as {self.run.name}.pt, resume=True continues it.")
         self.run.signals.leave()

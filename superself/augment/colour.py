@@ -80,7 +80,7 @@ def blend(images: Tensor, factor: Tensor, of_mean: Tensor, of_grey: Tensor) -> T
     factor, of_mean, of_grey = (to_device(number, images) for number in (factor, of_mean, of_grey))
     grey = greyscale(images)
     offset = grey.mean((1, 2, 3), keepdim=True).mul_(of_mean)
-    return images.mul_(factor).add_(grey.mul_(of_grey).add_(offset)).clamp_(0, 1)
+    return torch.addcmul(grey.mul_(of_grey).add_(offset), images, factor, out=images).clamp_(0, 1)
 
 
 class ColorJitter(Transform):

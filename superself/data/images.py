@@ -18,6 +18,7 @@ from superself.training import untouched_randomness
 
 BROKEN_SHARE = 0.05  # more broken images than this share of all stop the run
 MEMORY_LIMIT = 2 * 2**30  # bytes
+DEVICE_SHARE = 0.25  # of an accelerator's free memory: up to this, a data set in memory is copied there
 
 
 class Batch(NamedTuple):
@@ -77,6 +78,7 @@ class Images(Dataset):
         self.report_broken(broken)
         self._agree(headers, image_size)
         self._data: Tensor | None = None  # (N, C, H, W) when in memory
+        self._on_device: Tensor | None = None  # a copy of it on an accelerator
         self._delivered: Tensor | None = None  # (N,) place of the image delivered for each place, where any is broken
         if isinstance(source, TensorSource):
             self._data = source.data
@@ -108,7 +110,8 @@ class Images(Dataset):
             if self._delivered is not None:
                 places = self._delivered[places]
             labels = None if self.labels is None else self.labels[places]
-            return Batch(self._data.index_select(0, places), places, labels, {})
+            data = self._data if self._on_device is None else self._on_device
+            return Batch(data.index_select(0, places.to(data.device, non_blocking=True)), places, labels, {})
         threads = self.paths is not None and get_worker_info() is None
         items = list((in_threads if threads else map)(self._deliver, places.tolist()))
         index = torch.tensor([item.place for item in items])
@@ -144,6 +147,21 @@ class Images(Dataset):
         self._data = data
         return self
 
+    def copy_to(self, device: torch.device) -> Images:
+        """Keeps a copy of the images in memory on an accelerator too, if it takes no more than a quarter of what is free there.
+
+        Batches are then made on the device, and nothing but their places is copied to it.
+        """
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+        if self.in_memory and self.nbytes <= DEVICE_SHARE * free:
+            self._on_device = self._data.to(device)
+        return self
+
+    @property
+    def on_device(self) -> bool:
+        """Whether batches are made on an accelerator; see ``copy_to``."""
+        return self._on_device is not None
+
     def sample(self, n: int) -> Tensor:
         """Up to n images spread evenly over the data set, always the same ones.
 
@@ -176,6 +194,9 @@ class Images(Dataset):
         stored = "" if self._sizes == (self.shape[1:],) * 2 else f" stored as {self.shape[1]} x {self.shape[2]}"
         if self.in_memory:
             where = f"{_memory(self.nbytes)} in memory"
+            where += (
+                f" and on {self._on_device.device} (limit {DEVICE_SHARE:.0%} of what is free)" if self.on_device else ""
+            )
         elif not self.source.repeatable:
             where = "read while training (items differ from one read to the next)"
         elif self.nbytes > self.memory_limit:

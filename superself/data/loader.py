@@ -131,7 +131,7 @@ class BatchLoader:
         batches = map(self._fetch.__getitems__, self.sampler) if self._loader is None else self._loader
         for data, broken in batches:
             self.images.report_broken(broken)
-            if self._pin and self._loader is None:
+            if self._pin and self._loader is None and not self.images.on_device:
                 data = tuple(tensor.pin_memory() for tensor in data)
             yield data
 

@@ -48,7 +48,7 @@ def show_neighbours(backbone: nn.Module, dataset: Any, path: str | Path, queries
     height, width = (max(1, round(CELL * side / max(images.shape[1:]))) for side in images.shape[1:])
     sheet = Image.new("RGB", ((1 + neighbours) * (width + GAP) + 4 * GAP, queries * (height + GAP) + GAP), "white")
     for row, indices in enumerate(table):
-        for column, image in enumerate(images.batch(indices).images):
+        for column, image in enumerate(images.batch(indices).images.cpu()):
             left = GAP + column * (width + GAP) + (3 * GAP if column else 0)
             picture = _picture(image).resize((width, height), Image.Resampling.BOX)
             sheet.paste(picture, (left, GAP + row * (height + GAP)))
