@@ -42,8 +42,8 @@ def greyscale(images: Tensor) -> Tensor:
 def adjust_hue(images: Tensor, turn: Tensor) -> Tensor:
     """RGB images with every hue turned by a fraction ``turn`` of the colour circle; value and saturation stay.
 
-    With V the largest and C the largest minus the smallest of a pixel's channels, and h in [0, 6) its new hue, a channel is
-    V - C w, where w grows from 0 to 1 between 60 and 120 degrees from the channel's own colour.
+    With V the largest and C the largest minus the smallest of a pixel's channels, and h in [0, 6) its new hue, a
+    channel is V - C w, where w grows from 0 to 1 between 60 and 120 degrees from the channel's own colour.
 
     Shape:
         images (B, 3, H, W), turn (B,) in [-0.5, 0.5] -> (B, 3, H, W).
@@ -57,7 +57,7 @@ def adjust_hue(images: Tensor, turn: Tensor) -> Tensor:
     difference = torch.lerp(green - blue, difference, not_red).div_(chroma.clamp(min=1e-12))
     hue = difference.add_(not_green.add_(1).mul_(not_red), alpha=2)  # 0, 2 or 4, and -1 to 1 beside it
     hue += to_device(6 * turn, images)[:, 0]
-    hue.addcmul_(torch.floor(hue / 6), torch.full((), -6.0, device=images.device))
+    hue.add_(torch.floor(hue / 6), alpha=-6)
     result = torch.empty_like(images)
     # distance from red is 3 - |h - 3|: w = 2 - |h - 3| between 0 and 1, and its V - C w is written V - C + C (1 - w)
     opposite = (hue - 3).abs_().sub_(1).clamp_(0, 1)

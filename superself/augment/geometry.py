@@ -218,6 +218,8 @@ class ElasticTransform(Geometric):
     Source: Ronneberger et al., U-Net, arXiv:1505.04597.
     """
 
+    bends = True
+
     def __init__(self, points: int = 3, sigma: float = 0.05, fill: float | None = None, p: float = 1.0) -> None:
         super().__init__(2 * points * points, p)
         if points < 2:

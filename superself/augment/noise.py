@@ -63,8 +63,8 @@ def kernel_for(size: int) -> int:
 def pixel_noise(numbers: Tensor, shape: Sequence[int], device: torch.device) -> Tensor:
     """Uniform random numbers for every pixel, a function of the sample's two numbers and the pixel's place alone.
 
-    A mixing function for 32 bits (two rounds of multiply and shift) of place and seed, so that a sample gets the same noise
-    in whatever batch it is, on any device.
+    A mixing function for 32 bits (rounds of multiply and shift) of place and seed, so that a sample gets the same
+    noise in whatever batch it is, on any device.
 
     Shape:
         numbers (B, 2) -> (B, *shape) in [0, 1).

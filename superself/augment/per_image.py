@@ -15,12 +15,12 @@ from torch.utils.data import default_collate
 class PerImage:
     """A ``collate_fn`` that transforms every image by itself before it stacks the batch.
 
-    Pass it as ``collate_fn=PerImage(transform)``. It draws from torch's random state, which the loader seeds in each worker.
+    Pass it as ``collate_fn=PerImage(transform)``. Torch's random state is seeded by the loader in each worker.
 
     Args:
         transform: a callable from one image to an image or to a list of views.
-        takes: what it is given: "tensor" (C, H, W), "pil", or "array" (H, W, C), which is what albumentations takes: its
-            callables get ``image=`` and may return a dict.
+        takes: what it is given: "tensor" (C, H, W), "pil", or "array" (H, W, C) as albumentations wants it: such a
+            callable gets ``image=`` and may return a dict.
     Shape:
         list of (image (C, H, W), target) -> images (B, C, h, w) or a list of them, targets (B,).
     Raises:

@@ -1,8 +1,8 @@
 """Augmentations by name, with the numbers of the papers, adapted to the size of the images.
 
-Adapted: images of 32 pixels and less are not blurred unless asked for; kernels are a tenth of the image (23 pixels for 224,
-as in the papers); small crops keep their proportion to large ones. Flips come right after the crop, where they cost
-nothing; what follows them does not see the difference. Crops are bilinear, antialiased.
+Adapted: images of 32 pixels and less are not blurred unless asked for; kernels are a tenth of the image (23 pixels for
+224, as in the papers); small views keep their proportion to large ones. Flips come right after the crop, where they
+cost nothing; what follows them does not see the difference. Crops are bilinear, antialiased.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Sequence
+
+from torch import Tensor
 
 from superself.augment.colour import ColorJitter, RandomGrayscale
 from superself.augment.geometry import (
@@ -217,12 +219,12 @@ def recipe(
             near = difflib.get_close_matches(augment, RECIPES, 3, 0.4) or list(RECIPES)
             raise ValueError(f"augment={augment!r} is no recipe; did you mean {' or '.join(map(repr, near))}?")
         augment = RECIPES[augment](size)
-    transform = augment if isinstance(augment, Transform) else Lambda(augment)
+    transform = augment if isinstance(augment, Transform) else Lambda(augment, views)
     if isinstance(transform, Views):
         if views not in (None, len(transform.transforms)):
             raise ValueError(
-                f"the recipe makes {len(transform.transforms)} views of an image, {views} are needed; pass another one, "
-                f"or Views(transform, {views})."
+                f"the recipe makes {len(transform.transforms)} views of an image, {views} are needed; pass another "
+                f"one, or Views(transform, {views})."
             )
     elif views is not None and not isinstance(transform, Lambda):
         transform = Views(transform, views)
@@ -233,4 +235,12 @@ def normalized(transform: Transform, mean: Sequence[float], std: Sequence[float]
     """The transform with normalisation as the last step of each of its views."""
     if isinstance(transform, Views):
         return Views([normalized(part, mean, std) for part in transform.transforms])
-    return Compose([transform, Normalize(mean, std)])
+    last = Normalize(mean, std)
+    if not isinstance(transform, Lambda):
+        return Compose([transform, last])
+
+    def function(images: Tensor) -> Tensor | list[Tensor]:
+        views = transform.function(images)
+        return last(views) if isinstance(views, Tensor) else [last(view) for view in views]
+
+    return Lambda(function, transform.count)

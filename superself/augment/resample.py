@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ class Warp:
     @classmethod
     def identity(cls, images: Tensor) -> Warp:
         """The warp that leaves images (B, C, H, W) as they are."""
-        (b, _, h, w) = images.shape
+        b, _, h, w = images.shape
         return cls(torch.eye(2, 3).expand(b, 2, 3), torch.tensor([0.0, 0.0, w, h]).expand(b, 4), (h, w))
 
     def __getitem__(self, samples: slice) -> Warp:
@@ -145,7 +146,7 @@ def axis_weights(numbers: Tensor, size: int, count: int, padded: bool) -> tuple[
 
 
 def weighted_rows(images: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """Each output row as a weighted sum of input rows: out[b, c, i] = sum_k weight[b, i, k] images[b, c, index[b, i, k]].
+    """Rows that are weighted sums of rows: out[b, c, i] = sum_k weight[b, i, k] images[b, c, index[b, i, k]].
 
     Shape:
         images (B, C, H, W) float32, index and weight (B, h, K) -> (B, C, h, W).
@@ -159,29 +160,26 @@ def weighted_rows(images: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
 
 def resample_freely(images: Tensor, warp: Warp) -> Tensor:
-    """Rotations, shears and bends: bilinear interpolation, averaged over n x n points of a pixel where images shrink."""
-    (_, _, h, w), (out_h, out_w), device = images.shape, warp.size, images.device
-    matrix, box = warp.matrix.to(device, non_blocking=True), warp.box.to(device, non_blocking=True)
-    n = max(1, math.ceil(warp.shrink - 0.25))  # a triangle filter bears a quarter more than a pixel
+    """Rotations, shears and bends: bilinear interpolation, averaged over n x n points a pixel where images shrink."""
+    matrix, box, inner, bend = (
+        tensor if tensor is None else tensor.to(images.device, non_blocking=True)
+        for tensor in (warp.matrix, warp.box, warp.inner, warp.bend)
+    )
     low, high = box[:, None, None, :2], box[:, None, None, 2:]  # (B, 1, 1, 2)
-    extent = torch.tensor([w, h], dtype=torch.float32).to(device, non_blocking=True)
-    result = None
-    for step_y in range(n):
-        for step_x in range(n):
-            y = torch.arange(out_h, device=device).add((step_y + 0.5) / n).view(-1, 1).expand(out_h, out_w)
-            x = torch.arange(out_w, device=device).add((step_x + 0.5) / n).expand(out_h, out_w)
-            position = affine(matrix, torch.stack([x, y], 2).expand(len(images), -1, -1, -1))  # (B, h, w, 2)
-            if warp.bend is not None:
-                bend = warp.bend.to(device, non_blocking=True)
-                bent = sample(bend, position, position.new_tensor(bend.shape[:1:-1]))
-                position = affine(warp.inner.to(device, non_blocking=True), position + bent.permute(0, 2, 3, 1))
-            nearest = torch.minimum(torch.maximum(position, low + 0.5), high - 0.5)
-            values = sample(images, nearest, extent)
-            if warp.fill is not None:
-                inside = (torch.minimum(position - low, high - position) + 0.5).clamp_(0, 1).prod(3)[:, None]
-                values = torch.lerp(torch.full_like(values[:1, :1], warp.fill), values, inside)
-            result = values if result is None else result.add_(values)
-    return result.div_(n * n) if n > 1 else result
+    y, x = (torch.arange(side, device=images.device) for side in warp.size)
+    n = max(1, math.ceil(warp.shrink - 0.25))  # a triangle filter bears a quarter more than a pixel
+    result = 0.0
+    for step_y, step_x in product(range(n), repeat=2):
+        points = torch.meshgrid(x + (step_x + 0.5) / n, y + (step_y + 0.5) / n, indexing="xy")
+        position = affine(matrix, torch.stack(points, 2)[None])  # (B, h, w, 2)
+        if bend is not None:
+            position = affine(inner, position + sample(bend, position).permute(0, 2, 3, 1))
+        values = sample(images, torch.minimum(torch.maximum(position, low + 0.5), high - 0.5))
+        if warp.fill is not None:
+            inside = (torch.minimum(position - low, high - position) + 0.5).clamp_(0, 1).prod(3)[:, None]
+            values = warp.fill + inside * (values - warp.fill)
+        result = result + values
+    return result / n**2
 
 
 def affine(matrix: Tensor, points: Tensor) -> Tensor:
@@ -191,6 +189,8 @@ def affine(matrix: Tensor, points: Tensor) -> Tensor:
     return torch.stack([m[:, 0] * x + m[:, 1] * y + m[:, 2], m[:, 3] * x + m[:, 4] * y + m[:, 5]], 3)
 
 
-def sample(images: Tensor, position: Tensor, extent: Tensor) -> Tensor:
+def sample(images: Tensor, position: Tensor) -> Tensor:
     """Bilinear values of images (B, C, H, W) at positions (B, h, w, 2) in pixels -> (B, C, h, w)."""
-    return F.grid_sample(images, position * (2 / extent) - 1, padding_mode="border", align_corners=False)
+    x, y = position.unbind(3)
+    grid = torch.stack([x * (2 / images.shape[3]) - 1, y * (2 / images.shape[2]) - 1], 3)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

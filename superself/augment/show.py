@@ -27,10 +27,10 @@ def show_views(
 
     Args:
         dataset: a tensor (N, C, H, W), Images, or a Dataset whose items are tensors or begin with one.
-        augment: the name of a recipe, a transform, or any function of a batch; if it makes one view, ``views`` are shown.
+        augment: the name of a recipe, a transform, or any function of a batch; one view is repeated.
         path: of the file; folders are made.
         count: how many images.
-        views: how many views of each.
+        views: how many views of each, where the augmentation makes one.
         seed: the same picture for the same seed.
     """
     images = first_images(dataset, count)
@@ -59,7 +59,7 @@ def first_images(dataset: Any, count: int) -> Tensor:
 
 
 def picture(images: Tensor, side: int) -> Tensor:
-    """Images as RGB of at most ``side`` pixels, in the middle of white squares with a gap -> (B, 3, side + GAP, ...)."""
+    """Images as RGB of at most ``side`` pixels, in the middle of white squares -> (B, 3, side + GAP, ...)."""
     images = images.cpu().clamp(0, 1)
     channels = images.shape[1]
     images = images if channels == 3 else images[:, :3] if channels > 3 else images[:, :1].expand(-1, 3, -1, -1)

@@ -82,8 +82,8 @@ class Transform(nn.Module):
 def keep_memory() -> None:
     """Lets the process keep freed memory, once.
 
-    glibc returns it to the system, to fetch it anew page by page, above a threshold that follows the largest block freed
-    so far, up to 32 MiB. This frees such a block; chunks then take two thirds of the time.
+    glibc returns it to the system, to fetch it anew page by page, above a threshold that follows the largest block
+    freed so far, up to 32 MiB. This frees such a block; chunks then take two thirds of the time.
     """
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
@@ -93,6 +93,8 @@ class Geometric(Transform):
 
     A subclass writes ``warp``: the warp so far, and numbers (B, draws) -> the warp with its own step added.
     """
+
+    bends = False  # whether it adds a bend, of which a warp can hold one
 
     def warp(self, warp: Warp, numbers: Tensor) -> Warp:
         raise NotImplementedError
@@ -120,7 +122,7 @@ class Compose(Transform):
 
     def prepare(self, images: Tensor, numbers: Tensor) -> Callable[[Tensor, slice], Tensor]:
         warp, steps = Warp.identity(images), self.steps(numbers)
-        while steps and isinstance(steps[0][0], Geometric):
+        while steps and joins(steps[0][0], warp):
             part, own_numbers = steps.pop(0)
             warp = part.warp(warp, own_numbers)
         return lambda chunk, at: run_all([(t, n[at]) for t, n in steps], resample(chunk, warp[at]))
@@ -133,16 +135,21 @@ class Compose(Transform):
         return run_all(self.steps(numbers), images)
 
 
+def joins(part: Transform, warp: Warp) -> bool:
+    """Whether the part can be added to the warp, so that both are one resampling."""
+    return isinstance(part, Geometric) and not (part.bends and warp.bend is not None)
+
+
 def run_all(steps: Iterable[tuple[Transform, Tensor]], images: Tensor) -> Tensor:
     """Transforms with their numbers one after another; geometric ones are gathered and resample once."""
     warp = None
     for part, numbers in steps:
+        if warp is not None and not joins(part, warp):
+            images, warp = resample(images, warp), None
         if isinstance(part, Geometric):
             warp = part.warp(warp or Warp.identity(images), numbers)
-            continue
-        if warp is not None:
-            images, warp = resample(images, warp), None
-        images = part.run(images, numbers)
+        else:
+            images = part.run(images, numbers)
     return images if warp is None else resample(images, warp)
 
 
@@ -230,14 +237,31 @@ class MultiCrop(Views):
 
 
 class Lambda(Transform):
-    """Any function from a batch of float images to views; its randomness is its own."""
+    """Any function from a batch of float images to one view or a list of them; its randomness is its own.
 
-    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+    Args:
+        function: called with images (B, C, H, W) that it may overwrite.
+        count: how many views are needed; a function that gives one is called as often. None takes what it gives.
+    Raises:
+        ValueError: when called, if it gives another number of views.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Any], count: int | None = None) -> None:
         super().__init__()
-        self.function = function
+        self.function, self.count = function, count
 
     def in_chunks(self, images: Tensor, numbers: Tensor) -> Any:
-        return self.function(own(images))
+        views = self.function(own(images))
+        if self.count is None:
+            return views
+        if isinstance(views, Tensor):
+            views = [views, *(self.function(own(images)) for _ in range(self.count - 1))]
+        if len(views) != self.count:
+            raise ValueError(
+                f"the augmentation gives {len(views)} views where {self.count} are needed; return a list of that many, "
+                "or one tensor."
+            )
+        return views
 
     def run(self, images: Tensor, numbers: Tensor) -> Tensor:
         return self.function(images)

@@ -126,6 +126,20 @@ def test_anything_callable_is_a_recipe():
     assert recipe(transform, 99) is transform
 
 
+def test_a_function_with_one_view_is_called_for_each():
+    images, calls = torch.rand(3, 3, 8, 8, generator=seeded()), []
+
+    def function(batch):
+        calls.append(batch)
+        return batch + len(calls)
+
+    first, second = recipe(function, 8, views=2, normalize=((0.0,) * 3, (2.0,) * 3))(images)
+    torch.testing.assert_close(first, (images + 1) / 2)
+    torch.testing.assert_close(second, (images + 2) / 2)
+    with pytest.raises(ValueError, match="gives 3 views where 2 are needed"):
+        recipe(lambda batch: [batch] * 3, 8, views=2)(images)
+
+
 def test_number_of_views_is_met_or_refused():
     images = torch.rand(3, 3, 40, 40, generator=seeded())
     assert len(recipe("simclr", 40, views=2)(images)) == 2

@@ -123,3 +123,11 @@ def test_identity_returns_the_images_untouched():
     images = images_of(3)
     view = Resize((30, 26))(images)
     assert torch.equal(view, images) and view.data_ptr() != images.data_ptr()
+
+
+def test_two_bends_are_two_resamplings():
+    images, bends = images_of(3, 40, 40), [ElasticTransform(), ElasticTransform(4)]
+    both = Compose(bends)(images, seeded())
+    numbers = torch.rand(3, 18 + 32, generator=seeded())
+    one_by_one = bends[1].run(bends[0].run(images, numbers[:, :18]), numbers[:, 18:])
+    torch.testing.assert_close(both, one_by_one)

@@ -187,3 +187,14 @@ def test_what_cannot_be_used_is_said():
         RandomChoice([Resize(8), Resize(8)], [1, 2, 3])
     with pytest.raises(NotImplementedError):
         Transform()(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("augment", [*RECIPES, EVERY_KIND], ids=lambda a: a if isinstance(a, str) else "every kind")
+def test_views_on_the_gpu_are_those_of_the_cpu(augment):
+    images, transform = bytes_of(12, 40), recipe(augment, 40)
+    for one, other in zip(
+        as_list(transform(images, seeded())), as_list(transform(images.cuda(), seeded())), strict=True
+    ):
+        assert other.is_cuda and ((one - other.cpu()).abs() > 1e-3).float().mean() < 1e-3
