@@ -28,6 +28,7 @@ def is_rgb(images: Tensor, what: str) -> bool:
 
 @cache
 def say_left_out(what: str, channels: int) -> None:
+    """Warns once that a step which needs RGB does nothing to images of other channels."""
     warnings.warn(f"{what} needs RGB and is left out for images of {channels} channel(s).", stacklevel=4)
 
 

@@ -39,6 +39,7 @@ SMALL = 32  # pixels; up to this, images are not blurred and SimCLR's colours ar
 
 
 def is_small(size: Size) -> bool:
+    """Whether images of this size are left unblurred, as those of CIFAR-10 are."""
     return min(pair(size)) <= SMALL
 
 
@@ -49,6 +50,7 @@ def blurs(size: Size, p: float, blur: bool | None) -> list[Transform]:
 
 
 def crop_and_flip(size: Size, scale: tuple[float, float] = (0.08, 1.0)) -> list[Transform]:
+    """A random crop that takes ``scale`` of the area, and a flip for half of the samples."""
     return [RandomResizedCrop(size, scale), RandomHorizontalFlip()]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from superself.augment.recipes import recipe
 from superself.augment.transform import Views
-from superself.data.preprocessing import to_float
+from superself.data import open_images, to_float
 
 GAP = 2  # pixels between pictures
 LARGEST = 128  # pixels; larger pictures are shown at this size
@@ -26,14 +26,14 @@ def show_views(
     """Writes a PNG: a row for each image, the original first, then its views.
 
     Args:
-        dataset: a tensor (N, C, H, W), Images, or a Dataset whose items are tensors or begin with one.
+        dataset: anything that ``open_images`` takes.
         augment: the name of a recipe, a transform, or any function of a batch; one view is repeated.
         path: of the file; folders are made.
         count: how many images.
         views: how many views of each, where the augmentation makes one.
         seed: the same picture for the same seed.
     """
-    images = first_images(dataset, count)
+    images = open_images(dataset).sample(count)
     transform = recipe(augment, tuple(images.shape[2:]))
     shown = transform(images, generator := torch.Generator().manual_seed(seed))
     if not isinstance(shown, (list, tuple)):
@@ -46,16 +46,6 @@ def show_views(
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.ascontiguousarray(array)).save(path)
     return path
-
-
-def first_images(dataset: Any, count: int) -> Tensor:
-    """Some images of a data set, as one tensor (n, C, H, W)."""
-    if isinstance(dataset, Tensor):
-        return dataset[:count]
-    if hasattr(dataset, "sample"):
-        return dataset.sample(count)
-    items = [dataset[i] for i in range(min(count, len(dataset)))]
-    return torch.stack([item[0] if isinstance(item, (tuple, list)) else item for item in items])
 
 
 def picture(images: Tensor, side: int) -> Tensor:

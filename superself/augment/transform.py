@@ -97,6 +97,7 @@ class Geometric(Transform):
     bends = False  # whether it adds a bend, of which a warp can hold one
 
     def warp(self, warp: Warp, numbers: Tensor) -> Warp:
+        """The warp so far with this transform's step added, from its numbers (B, draws)."""
         raise NotImplementedError
 
     def chosen(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,6 +191,7 @@ class RandomChoice(Transform):
         return images
 
     def one_each(self, images: Tensor, numbers: Tensor) -> Tensor:
+        """One transform for every sample; samples that drew the same are transformed together."""
         choice = torch.bucketize(numbers[:, 0].contiguous(), self.edges, right=True)  # (B,) which transform
         result = None
         for k, part in enumerate(self.transforms):
