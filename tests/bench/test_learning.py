@@ -29,7 +29,7 @@ def test_a_plan_never_takes_longer_than_an_epoch_rounded():
         for seconds in (10, 60, 300):
             planned = plan(seconds, step, epoch, images, batch)
             taken = planned.epochs * (-(-planned.images // batch) * step + epoch)
-            assert taken <= 1.05 * seconds or planned.epochs == 1
+            assert taken <= 1.1 * seconds or planned.epochs == 1
             assert taken >= 0.6 * seconds or planned.images == batch
 
 

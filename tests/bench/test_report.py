@@ -24,16 +24,17 @@ def test_table_is_markdown_with_columns_of_equal_width():
     assert set(lines[1]) <= set("|-: ") and lines[1].count(":") == 2
 
 
-def test_sections_are_appended_with_date_machine_and_command(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["x/throughput.py", "--data", "my images"])
+def test_sections_are_appended_with_date_machine_and_command(tmp_path):
     device, path = torch.device("cpu"), tmp_path / "RESULTS.md"
     path.write_text("# Results\n\nHow.\n")
+    command, facts = report.command("bench.throughput", ["--data", "my images"]), report.machine(device)
     for title in ("first", "second"):
-        report.append(report.section(title, device, ["| a |", "| b |"], report.machine(device)), path)
+        report.append(report.section(title, device, command, facts, ["| a |", "| b |"]), path)
     text = path.read_text()
     assert text.startswith("# Results\n\nHow.\n\n## 20") and text.endswith("| b |\n")
     assert text.index(": first on cpu") < text.index(": second on cpu")
-    assert "--data 'my images'" in text and f"torch {torch.__version__}" in text and f"{report.CORES} cores" in text
+    assert "\n    python -m bench.throughput --data 'my images'\n" in text
+    assert f"torch {torch.__version__.split('+')[0]}" in text and f"{report.CORES} cores" in text
     assert "\n\n| a |\n\n| b |\n" in text and "\n\n\n" not in text
 
 

@@ -1,8 +1,11 @@
 """Throughput: the ratios of its tables, and the whole of it on a tiny budget."""
 
+import itertools
+import timeit
+
 import pytest
 
-from bench import peers, report, throughput
+from bench import peers, report, throughput, views
 from bench.contestants import Setting
 from bench.turns import Window
 
@@ -46,10 +49,22 @@ def test_unknown_parts_are_refused(capsys):
     assert "there is no part speed" in capsys.readouterr().err
 
 
+class FewViews(views.PerImage):
+    """Eight views made here, where a loader's workers would take seconds to start."""
+
+    def __init__(self, images, transform, count, size):
+        self.views, self.length, self.data = count, 8, views.PerImageDataset(images, transform, 64)
+        self.loader = map(self.data.__getitem__, itertools.cycle(range(8)))
+
+    def rate(self):
+        return self.views * 8 / timeit.timeit(lambda: list(itertools.islice(self.loader, 8)), number=1)
+
+
+@pytest.mark.slow
 def test_everything_is_measured_without_the_peer(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(peers, "has_lightly", lambda: False)
     monkeypatch.setattr(report, "RESULTS", tmp_path / "RESULTS.md")
-    monkeypatch.setattr(throughput.views, "CORES", 1)
+    monkeypatch.setattr(views, "PerImage", FewViews)
     options = (
         "--minutes 0.01 --view-sizes 16 --size 16 --backbones mobilenet_v3_small --batch-size 8 --device cpu --write"
     )

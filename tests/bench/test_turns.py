@@ -83,12 +83,10 @@ def test_contestants_run_in_turn_only(tmp_path, monkeypatch):
     contestants = [Contestant(file.name, counting, (str(file),), CPU) for file in files]
     with closing(contestants[0]), closing(contestants[1]):
         for contestant in contestants:
-            monkeypatch.setattr(
-                contestant, "warm_up", lambda contestant=contestant: setattr(contestant, "step_seconds", 0.01)
-            )
-        windows = take_turns(contestants, time.perf_counter() + 20, rounds=100)
+            monkeypatch.setattr(contestant, "warm_up", lambda seconds: None)
+            contestant.step_seconds = 0.01
+        windows = take_turns(contestants, time.perf_counter() + 5, rounds=100)
         assert all(contestant.finish()["process"] > 1 for contestant in contestants)
-    assert all(len(own) >= 1 and all(w.steps == len(own) for w in own[:0]) for own in windows.values())
     times = sorted((float(line), file.name) for file in files for line in file.read_text().split())
     changes = sum(before[1] != after[1] for before, after in zip(times, times[1:], strict=False))
     assert changes == 2 * (len(windows["a"]) + 1) - 1  # the first turn builds
@@ -102,7 +100,6 @@ def test_a_contestant_that_fails_is_named(capfd):
 
 
 def test_peak_memory_counts_what_was_freed():
-    before = turns.process_peak()
     torch.ones(2**26)  # 256 MiB
-    assert turns.process_peak() > before - 1
+    assert turns.process_peak() > 256
     assert turns.peak_memory(CPU)["device"] is None

@@ -1,0 +1,136 @@
+"""lightly's algorithms in the loop that its documentation shows. Imports lightly when one is built, never before."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from bench.report import CORES
+from superself.augment.recipes import is_small
+from superself.data import Preprocessing
+from superself.networks import feature_width, pool_features
+
+MISSING = 'lightly is not installed, so ours is measured without a peer; pip install -e ".[bench]" brings it.'
+
+
+def has_lightly() -> bool:
+    """Whether the peer is installed."""
+    return importlib.util.find_spec("lightly") is not None
+
+
+class LightlyBYOL(nn.Module):
+    """BYOL of lightly's modules, with heads as wide as ours.
+
+    Source: lightly, examples/pytorch/byol.py. Deviations: heads of 4096 / 256 units as in the paper and as ours; the
+    momentum rises by steps instead of epochs.
+    """
+
+    def __init__(self, backbone: nn.Module, shape: tuple[int, int, int], momentum: float = 0.996) -> None:
+        from lightly.loss import NegativeCosineSimilarity
+        from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
+        from lightly.models.utils import deactivate_requires_grad
+
+        super().__init__()
+        self.backbone, self.momentum = backbone, momentum
+        self.projection_head = BYOLProjectionHead(feature_width(backbone, shape), 4096, 256)
+        self.prediction_head = BYOLPredictionHead(256, 4096, 256)
+        self.backbone_momentum = copy.deepcopy(backbone)
+        self.projection_head_momentum = copy.deepcopy(self.projection_head)
+        deactivate_requires_grad(self.backbone_momentum)
+        deactivate_requires_grad(self.projection_head_momentum)
+        self.criterion = NegativeCosineSimilarity()
+
+    @staticmethod
+    def transform(size: int, preprocessing: Preprocessing) -> Callable[[Image.Image], Any]:
+        """lightly's two views, blurred where ours are, normalised by the same numbers."""
+        from lightly.transforms import BYOLTransform
+        from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Transform
+
+        options: dict[str, Any] = {"gaussian_blur": 0.0} if is_small(size) else {}
+        options["normalize"] = {"mean": list(preprocessing.mean), "std": list(preprocessing.std)}
+        return BYOLTransform(
+            BYOLView1Transform(input_size=size, **options), BYOLView2Transform(input_size=size, **options)
+        )
+
+    def predict(self, view: Tensor) -> Tensor:
+        """The online prediction."""
+        return self.prediction_head(self.projection_head(pool_features(self.backbone(view))))
+
+    @torch.no_grad()
+    def target(self, view: Tensor) -> Tensor:
+        """The target's embedding."""
+        return self.projection_head_momentum(pool_features(self.backbone_momentum(view))).detach()
+
+    def loss(self, first: Tensor, second: Tensor) -> Tensor:
+        """Both directions, averaged."""
+        p0, z0 = self.predict(first), self.target(first)
+        p1, z1 = self.predict(second), self.target(second)
+        return 0.5 * (self.criterion(p0, z1) + self.criterion(p1, z0))
+
+    def before_step(self, step: int, total_steps: int) -> None:
+        """Moves the target."""
+        from lightly.models.utils import update_momentum
+        from lightly.utils.scheduler import cosine_schedule
+
+        momentum = cosine_schedule(step, total_steps, self.momentum, 1)
+        update_momentum(self.backbone, self.backbone_momentum, m=momentum)
+        update_momentum(self.projection_head, self.projection_head_momentum, m=momentum)
+
+
+PEERS = {"byol": LightlyBYOL}
+
+
+class Views(Dataset):
+    """Decoded pictures, each as what the transform makes of it."""
+
+    def __init__(self, images: Tensor, transform: Callable[[Image.Image], Any]) -> None:
+        pixels = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()  # (N, H, W, 3)
+        self.pictures, self.transform = [Image.fromarray(image) for image in pixels], transform
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.transform(self.pictures[i])
+
+
+def lightly_loop(
+    model: nn.Module,
+    images: Tensor,
+    transform: Callable[[Image.Image], Any],
+    total_steps: int,
+    batch_size: int,
+    lr: float,
+    lr_scheduler: Callable[..., Any] | None = None,
+    bfloat16: bool = False,
+) -> Iterator[int]:
+    """The loop of lightly's examples, on the device of the model; gives the number of each step that is done.
+
+    One loader serves all epochs, so that it is spared the new workers that each epoch costs in the examples.
+    """
+    device = next(model.parameters()).device
+    dataset = Views(images, transform)
+    order = RandomSampler(dataset, num_samples=total_steps * batch_size)
+    loader = DataLoader(dataset, batch_size, sampler=order, drop_last=True, num_workers=CORES)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
+    schedule = lr_scheduler(optimizer, total_steps) if lr_scheduler else None
+    total_loss = torch.zeros((), device=device)
+    for step, (first, second) in enumerate(loader):
+        model.before_step(step, total_steps)
+        first, second = first.to(device), second.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            loss = model.loss(first, second)
+        total_loss += loss.detach()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if schedule is not None:
+            schedule.step()
+        yield step + 1
