@@ -19,8 +19,8 @@ def build_backbone(backbone: str | nn.Module | None = None, shape: tuple[int, in
 
     The first convolution takes C channels, and the classifier is removed. Where a side has 64 pixels or fewer, the
     first convolution is 3 x 3 with stride 1 and no pooling follows; only networks that are built for one image size
-    (vision transformers) keep theirs. ``description`` says in words what was chosen, ``rebuild()`` gives a fresh random
-    one. A module is returned as it is, without either.
+    (vision transformers) keep theirs. Running averages of batch norm move by 0.1 a step or more. ``description`` says in
+    words what was chosen, ``rebuild()`` gives a fresh random one. A module is returned as it is, without either.
 
     Args:
         backbone: None for EfficientFeatures; a torchvision name such as "resnet18"; a timm name such as
@@ -50,6 +50,9 @@ def build_backbone(backbone: str | nn.Module | None = None, shape: tuple[int, in
 
     small = any_size and min(height, width) <= SMALL_SIDE
     _adapt_stem(network, channels, small)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):  # some move by 0.01 a step, which leaves short runs with wrong averages
+            module.momentum = max(module.momentum, 0.1)
     stem = f"3 x 3 stem for images of {height} x {width}, " if small else ""
     plural = "s" if channels > 1 else ""
     network.description = f"{source}, {channels} channel{plural}, {stem}{feature_width(network, shape)} features"

@@ -151,3 +151,8 @@ def test_same_seed_gives_the_same_weights():
 
     first, second = weights(), weights()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_running_averages_are_right_after_short_runs():
+    norms = [m for m in build_backbone("mobilenet_v3_small", (3, 64, 64)).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.1}
