@@ -77,9 +77,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--size", type=int, default=64, help="pixels that images are stored at")
     parser.add_argument("--backbone", default="mobilenet_v3_small", help="a torchvision name or timm:NAME")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--quick", action="store_true", help="a few steps on few small images: does it run?")
     options = parser.parse_args()
     if options.quick:

@@ -1,7 +1,7 @@
 """How fast: views of a recipe, steps of BYOL, their limit, and the memory they take; ours, lightly and torchvision in turn.
 
     python -m bench.throughput [--parts views,steps,memory] [--minutes 5] [--device auto] [--size 32] [--write]
-    python -m bench.throughput --data ../shared/data/cifar10 --minutes 15    on a folder of images of one's own
+    python -m bench.throughput --data dataset/cifar10/train --minutes 15   on a folder of images of one's own
 
 views    of SimCLR's recipe: ours in batches on the device; the others image by image in a worker a core
 steps    images a second in the training loop: ``supervise()`` on images in memory; the limit, which is the same without data
