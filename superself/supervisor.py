@@ -327,7 +327,8 @@ class Supervisor(nn.Module):
         """Puts a run that is resumed back to where it was, opens its record, and says what is about to happen."""
         settings = {**self.settings, "images": len(self.images)}
         self.run = Run(settings, optimizer, lr_scheduler, len(loader), self.chance_loss, self, self.device)
-        self.watch = Watch(self.images.sample(256), self.settings["probe"], self.settings["probe_every"])
+        probe = self.settings["probe"], self.settings["probe_every"]
+        self.watch = Watch(self.images.sample(256), *probe, self.run.autocast)
         if stored:
             self.run.load_state_dict(stored, self.generator)
             self.step, self.epoch = stored["step"], stored["epoch"]
@@ -368,8 +369,7 @@ class Supervisor(nn.Module):
     def _end_epoch(self) -> None:
         """Measures the features, stores the run, notes and prints the epoch, and says what looks wrong."""
         row = self.run.progress.summary(self.run.lr)
-        with self.run.autocast():
-            row.update(self.watch.measure(self.model, self.preprocessing, self.epoch))
+        row.update(self.watch.measure(self.model, self.preprocessing, self.epoch))
         self.run.progress.end_epoch(row)
         try:
             self._store()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,10 +29,17 @@ class Watch:
         images: the fixed batch (B, C, H, W), as stored.
         probe: (labelled_train, labelled_test) or None.
         probe_every: epochs from one probe to the next.
+        autocast: entered while the fixed batch runs through the backbone, so that it costs what a step costs.
     """
 
-    def __init__(self, images: Tensor, probe: tuple[Any, Any] | None = None, probe_every: int = 1) -> None:
-        self.images, self.probe_every = images, probe_every
+    def __init__(
+        self,
+        images: Tensor,
+        probe: tuple[Any, Any] | None = None,
+        probe_every: int = 1,
+        autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    ) -> None:
+        self.images, self.probe_every, self.autocast = images, probe_every, autocast
         self.probe = None if probe is None else tuple(open_images(dataset) for dataset in probe)
         self._said: set[str] = set()
 
@@ -50,7 +59,7 @@ class Watch:
 
     @torch.no_grad()
     def _features(self, model: CombinedNet, preprocessing: Preprocessing) -> Tensor:
-        with evaluation_mode(model.backbone), batch_statistics(model.backbone):
+        with evaluation_mode(model.backbone), batch_statistics(model.backbone), self.autocast():
             return model.features(preprocessing(self.images.to(device_of(model.backbone)))).float().cpu()
 
     def verdicts(self, row: dict[str, Any], share_done: float, likely_causes: tuple[str, ...]) -> list[str]:
