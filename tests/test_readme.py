@@ -13,9 +13,9 @@ from superself.algorithms import ALGORITHMS
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SMALLER = [
-    ("size=64)", "size=16, count=96)"),
     ("image_size=64", "image_size=16"),
     ("image_size=32", "image_size=16"),
+    ("size=64)", "size=16, count=96)"),
     ("epochs=50", "epochs=1"),
     ("epochs=5", "epochs=1"),
     ("RotateNetSupervisor(train_dataset)", 'RotateNetSupervisor(train_dataset, backbone="resnet18")'),
@@ -28,7 +28,7 @@ def test_code_blocks_run_one_after_the_other(capsys):
     Path("my_images/nested").mkdir(parents=True)
     for i in range(32):
         Image.fromarray(random.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(f"my_images/nested/{i}.png")
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
     for block in BLOCKS:
         for large, small in SMALLER:
             block = block.replace(large, small)
