@@ -1,27 +1,17 @@
-"""Views a second of the SimCLR recipe: ours in batches, torchvision's and lightly's image by image with all cores.
-
-    python -m bench.views [--sizes 32 96 224] [--rounds 5] [--device cpu]
-
-All in one run, in turn, medians. "CPU us" is the processor time that a view costs, whoever else uses the machine.
-lightly is measured where it is installed; of torchvision the better of bytes and Pillow pictures counts.
-"""
+"""The contestants for views of the SimCLR recipe: ours in batches, torchvision's and lightly's image by image with all cores."""
 
 from __future__ import annotations
 
-import argparse
 import os
-import statistics
 import time
 from collections.abc import Callable
 
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from superself.augment.noise import kernel_for
 from superself.augment.recipes import normalized, simclr
-from superself.data import photos
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 SOURCE = {32: 32, 96: 96, 224: 256}  # pixels of the stored images for views of a size
@@ -111,47 +101,3 @@ class PerImage:
         for _ in self.loader:
             pass
         return self.views * self.length / (time.perf_counter() - start)
-
-
-def measure(size: int, rounds: int, device: str) -> dict[str, tuple[float, float, float, float]]:
-    """For each contender the median, smallest and largest views a second, and the median processor seconds a view."""
-    images = photos("train", SOURCE.get(size, size), 256).sample(256)
-    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
-    contenders = {
-        "superself": Ours(images, size, device, CORES),
-        "superself, one core": Ours(images, size, device, 1),
-        "torchvision v2, bytes": PerImage(list(images), torchvision_simclr(size), 1, size),
-        "torchvision v2, Pillow": PerImage(pictures, torchvision_simclr(size), 1, size),
-    }
-    if lightly := lightly_simclr(size):
-        contenders["lightly, Pillow"] = PerImage(pictures, lightly, 2, size)
-    rates, costs = ({name: [] for name in contenders} for _ in range(2))
-    for _ in range(rounds):
-        for name, contender in contenders.items():
-            rates[name].append(contender.rate())
-            costs[name].append(contender.cpu_cost())
-    return {name: (statistics.median(r), min(r), max(r), statistics.median(costs[name])) for name, r in rates.items()}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 96, 224])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
-    print(f"{CORES} cores, torch {torch.__version__}, {arguments.device}")
-    print(f"{'pixels':>6}  {'':24}{'views/s':>9}  {'min - max':>17}  {'CPU us':>8}  {'ratio':>6}  {'CPU ratio':>9}")
-    for size in arguments.sizes:
-        BATCH.setdefault(size, 128)
-        results = measure(size, arguments.rounds, arguments.device)
-        ours = results["superself"]
-        for name, (rate, low, high, cost) in results.items():
-            print(
-                f"{size:>6}  {name:24}{rate:>9.0f}  {low:>8.0f} -{high:>7.0f}  {1e6 * cost:>8.0f}"
-                f"  {ours[0] / rate:>6.1f}  {cost / ours[3]:>9.1f}",
-                flush=True,
-            )
-
-
-if __name__ == "__main__":
-    main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,13 @@ class Supervisor(nn.Module):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Supervisor:
         self = super().__new__(cls)
-        given = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs).arguments
-        options = {k: v for k, v in given.items() if k not in ("self", "options")}
-        self.__dict__["arguments"] = {
-            **options,
-            **given.get("options", {}),
-        }  # as the user wrote them: stored with the run
+        signature = inspect.signature(cls.__init__)
+        given = dict(signature.bind_partial(self, *args, **kwargs).arguments)
+        given.pop(next(iter(signature.parameters)))  # self
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                given.update(given.pop(name, {}))
+        self.__dict__["arguments"] = given  # as the user wrote them: stored with the run
         return self
 
     def __init__(
@@ -308,7 +310,8 @@ class Supervisor(nn.Module):
                 self._rebuild(arguments, Unknown(shape, len(self.images) or count))
         require_fit(self.state_dict(), stored["model"], f"{name}, a run of {stored['algorithm']},")
         self.load_state_dict(stored["model"])
-        self.preprocessing = Preprocessing.from_dict(stored["preprocessing"])
+        preprocessing = Preprocessing.from_dict(stored["preprocessing"])
+        self.preprocessing = replace(preprocessing, shape=self.images.shape) if len(self.images) else preprocessing
         self.seed = stored["seed"]
         return stored
 

@@ -215,6 +215,25 @@ def test_load_builds_the_networks_of_the_stored_run():
     assert torch.equal(loaded.get_backbone().eval()(x), trained.get_backbone().eval()(x))
 
 
+def test_load_builds_the_networks_of_a_subclass_of_ones_own():
+    class Mine(RotateNetSupervisor):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+
+    trained = Mine(tiny_images(8), rotations=(0, 180), backbone="squeezenet1_1", seed=0)
+    trained.supervise(epochs=1, batch_size=8, name="run", progress=False)
+    assert_same(weights_of(Mine().load("run")), weights_of(trained))
+
+
+def test_a_run_goes_on_with_larger_images_and_the_networks_it_had():
+    trained = RotateNetSupervisor(tiny_images(8), backbone="squeezenet1_1", seed=0)
+    trained.supervise(epochs=1, batch_size=8, name="run", progress=False)
+    larger = RotateNetSupervisor(tiny_images(8, size=(72, 72)), backbone="squeezenet1_1")
+    larger.supervise(epochs=1, batch_size=8, name="larger", pretrained="run", progress=False)
+    assert "stem for images of 16 x 16" in larger.get_backbone().description
+    assert larger.preprocessing.shape == (3, 72, 72) and larger.preprocessing.mean == trained.preprocessing.mean
+
+
 def test_load_refuses_with_the_list_of_keys():
     rotatenet().supervise(epochs=1, batch_size=8, name="run", progress=False)
     with pytest.raises(

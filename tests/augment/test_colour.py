@@ -11,9 +11,7 @@ from torchvision.transforms.v2 import functional as tv
 from superself.augment import ColorJitter, RandomGrayscale, RGBToLab
 from superself.augment.colour import adjust_hue, blend, greyscale, rgb_to_lab, say_left_out
 
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tensors import seeded
 
 
 def images_of(count: int, channels: int = 3) -> torch.Tensor:

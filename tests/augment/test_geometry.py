@@ -22,14 +22,7 @@ from superself.augment import (
 from superself.augment.geometry import affine_matrix, bend, deform_one
 from superself.augment.resample import Warp, resample
 
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def images_of(count: int, height: int = 30, width: int = 26) -> torch.Tensor:
-    return torch.rand(count, 3, height, width, generator=seeded(count))
-
+from tensors import images_of, seeded
 
 AFFINES = [
     (0.0, (0, 0), 1.0, (0.0, 0.0)),

@@ -18,9 +18,7 @@ from superself.augment import (
 from superself.augment.colour import greyscale
 from superself.augment.noise import gaussian_blur, kernel_for, pixel_noise
 
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tensors import seeded
 
 
 def images_of(count: int, height: int = 20, width: int = 17, channels: int = 3) -> torch.Tensor:

@@ -19,9 +19,7 @@ from superself.augment import (
 )
 from superself.augment.recipes import moco_v1, pirl, simclr
 
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tensors import seeded
 
 
 def steps(transform: Compose) -> dict:

@@ -20,14 +20,7 @@ from superself.augment import (
 )
 from superself.augment.resample import Warp, resample
 
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def images_of(count: int, height: int = 30, width: int = 26) -> torch.Tensor:
-    return torch.rand(count, 3, height, width, generator=seeded(count))
-
+from tensors import images_of, seeded
 
 BOXES = torch.tensor([[0, 0, 26, 30], [3, 2, 10, 29], [20, 25, 26, 30], [5, 5, 6, 6], [1, 0, 26, 3]]).float()
 

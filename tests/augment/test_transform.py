@@ -27,9 +27,7 @@ from superself.augment import (
 )
 from superself.augment import transform as module
 
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tensors import seeded
 
 
 def bytes_of(count: int, size: int = 24, channels: int = 3) -> torch.Tensor:
