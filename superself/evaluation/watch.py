@@ -18,7 +18,7 @@ from superself.networks import CombinedNet
 from superself.training import untouched_randomness
 
 COLLAPSED = 0.02  # share of the evenly spread standard deviation below which features count as constant
-SETTLED = 0.25  # share of the run after which a loss at chance is worth a sentence
+SETTLED = 0.35  # share of the run after which a loss at chance is worth a sentence
 AT_CHANCE = 0.02  # how near to the chance loss, as a share of it, counts as being there
 
 

@@ -68,7 +68,7 @@ def test_collapse_is_said_once():
 def test_chance_is_said_after_a_share_of_the_run():
     watch = measured()[0]
     assert watch.verdicts(row(loss=1.38), 0.1, CAUSES) == []
-    (sentence,) = watch.verdicts(row(loss=1.38), 0.25, CAUSES)
+    (sentence,) = watch.verdicts(row(loss=1.38), 0.35, CAUSES)
     assert "the loss is 1.380, where knowing nothing gives 1.386" in sentence
 
 
