@@ -71,6 +71,8 @@ class Supervisor(nn.Module):
         for name, parameter in signature.parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD:
                 given.update(given.pop(name, {}))
+            elif parameter.kind is parameter.VAR_POSITIONAL:  # without names they cannot be given again
+                given.pop(name, None)
         self.__dict__["arguments"] = given  # as the user wrote them: stored with the run
         return self
 
