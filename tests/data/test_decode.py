@@ -30,7 +30,7 @@ def write_png16(path, pixels):
     )
 
 
-def check(path, expected, tolerance=0):
+def check_reads(path, expected, tolerance=0):
     """The file reads as ``expected`` (H, W, C), and its header foretells it."""
     image = read_image(path)
     assert image.dtype == expected.dtype and image.shape == expected.shape
@@ -43,7 +43,7 @@ def test_lossless_colour_files_keep_their_pixels(tmp_path, noise, extension):
     pixels = noise(5, 7)
     path = tmp_path / f"image.{extension}"
     Image.fromarray(pixels).save(path, lossless=True)
-    check(path, pixels)
+    check_reads(path, pixels)
 
 
 def test_jpeg_in_colour_grey_and_cmyk(tmp_path):
@@ -54,39 +54,39 @@ def test_jpeg_in_colour_grey_and_cmyk(tmp_path):
     ]:
         path = tmp_path / f"{mode}.jpg"
         Image.new(mode, (6, 4), colour).save(path, quality=95)
-        check(path, np.full((4, 6, len(expected)), expected, np.uint8), tolerance=3)
+        check_reads(path, np.full((4, 6, len(expected)), expected, np.uint8), tolerance=3)
 
 
 def test_grey_stays_one_channel(tmp_path, noise):
     pixels = noise(5, 7, 1)
     Image.fromarray(pixels).save(tmp_path / "grey.png")
-    check(tmp_path / "grey.png", pixels[:, :, None])
+    check_reads(tmp_path / "grey.png", pixels[:, :, None])
     Image.fromarray(pixels > 127).save(tmp_path / "bits.png")
-    check(tmp_path / "bits.png", np.where(pixels > 127, 255, 0).astype(np.uint8)[:, :, None])
+    check_reads(tmp_path / "bits.png", np.where(pixels > 127, 255, 0).astype(np.uint8)[:, :, None])
 
 
 def test_palette_becomes_colour(tmp_path):
     image = Image.new("P", (6, 4), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
     image.save(tmp_path / "palette.png")
-    check(tmp_path / "palette.png", np.full((4, 6, 3), [10, 20, 30], np.uint8))
+    check_reads(tmp_path / "palette.png", np.full((4, 6, 3), [10, 20, 30], np.uint8))
 
 
 def test_transparency_lies_on_white(tmp_path):
     Image.new("RGBA", (6, 4), (0, 100, 200, 0)).save(tmp_path / "clear.png")
-    check(tmp_path / "clear.png", np.full((4, 6, 3), 255, np.uint8))
+    check_reads(tmp_path / "clear.png", np.full((4, 6, 3), 255, np.uint8))
     Image.new("LA", (6, 4), (0, 51)).save(tmp_path / "fifth.png")
-    check(tmp_path / "fifth.png", np.full((4, 6, 1), 204, np.uint8))
+    check_reads(tmp_path / "fifth.png", np.full((4, 6, 1), 204, np.uint8))
     palette = Image.new("P", (6, 4), 1)
     palette.putpalette([0, 0, 0, 10, 20, 30])
     palette.save(tmp_path / "palette.png", transparency=1)
-    check(tmp_path / "palette.png", np.full((4, 6, 3), 255, np.uint8))
+    check_reads(tmp_path / "palette.png", np.full((4, 6, 3), 255, np.uint8))
 
 
 def test_gif_gives_its_first_frame(tmp_path):
     frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
-    check(tmp_path / "two.gif", np.full((4, 6, 3), [255, 0, 0], np.uint8))
+    check_reads(tmp_path / "two.gif", np.full((4, 6, 3), [255, 0, 0], np.uint8))
 
 
 @pytest.mark.parametrize("extension", ["png", "tif", "webp"])
@@ -107,10 +107,10 @@ def test_exif_orientation_is_applied(tmp_path, noise, extension, orientation):
     exif[0x0112] = orientation
     path = tmp_path / f"turned.{extension}"
     Image.fromarray(np.ascontiguousarray(turn(upright))).save(path, exif=exif, lossless=True)
-    check(path, upright)
+    check_reads(path, upright)
     stored = np.ascontiguousarray(turn(upright.astype(np.uint16) * 257))
     tifffile.imwrite(tmp_path / "deep.tif", stored, photometric="rgb", extratags=[(0x0112, "H", 1, orientation, True)])
-    check(tmp_path / "deep.tif", upright.astype(np.uint16) * 257)
+    check_reads(tmp_path / "deep.tif", upright.astype(np.uint16) * 257)
 
 
 needs_16_bit_colour = pytest.mark.skipif(
@@ -123,9 +123,9 @@ needs_16_bit_colour = pytest.mark.skipif(
 def test_sixteen_bits_are_kept(tmp_path, noise, channels):
     pixels = noise(5, 7, 3, np.uint16)[:, :, :channels]
     write_png16(tmp_path / "deep.png", pixels)
-    check(tmp_path / "deep.png", pixels)
+    check_reads(tmp_path / "deep.png", pixels)
     tifffile.imwrite(tmp_path / "deep.tif", pixels.squeeze())
-    check(tmp_path / "deep.tif", pixels)
+    check_reads(tmp_path / "deep.tif", pixels)
 
 
 @needs_16_bit_colour
@@ -134,29 +134,29 @@ def test_sixteen_bit_transparency_lies_on_white(tmp_path):
         pixels = np.full((4, 6, channels), 1000, np.uint16)
         pixels[:, :, -1] = 13107  # a fifth
         write_png16(tmp_path / "deep.png", pixels)
-        check(tmp_path / "deep.png", np.full((4, 6, channels - 1), 200 + 52428, np.uint16))
+        check_reads(tmp_path / "deep.png", np.full((4, 6, channels - 1), 200 + 52428, np.uint16))
     tifffile.imwrite(tmp_path / "deep.tif", pixels, photometric="rgb", extrasamples=["unassalpha"])
-    check(tmp_path / "deep.tif", np.full((4, 6, 3), 200 + 52428, np.uint16))
+    check_reads(tmp_path / "deep.tif", np.full((4, 6, 3), 200 + 52428, np.uint16))
 
 
 def test_float_tiff_and_many_channels_are_kept(tmp_path):
     grey = np.linspace(-1, 2, 35, dtype=np.float32).reshape(5, 7)
     tifffile.imwrite(tmp_path / "grey.tif", grey)
-    check(tmp_path / "grey.tif", grey[:, :, None])
+    check_reads(tmp_path / "grey.tif", grey[:, :, None])
     bands = np.random.default_rng(0).random((6, 5, 7), dtype=np.float32)
     tifffile.imwrite(tmp_path / "bands.tif", bands, photometric="minisblack", planarconfig="separate")
-    check(tmp_path / "bands.tif", np.moveaxis(bands, 0, 2))
+    check_reads(tmp_path / "bands.tif", np.moveaxis(bands, 0, 2))
 
 
 def test_npy_finds_its_channels(tmp_path, noise):
     pixels = noise(9, 8, 5)
     for name, array in {"last": pixels, "first": np.moveaxis(pixels, 2, 0)}.items():
         np.save(tmp_path / f"{name}.npy", array)
-        check(tmp_path / f"{name}.npy", pixels)
+        check_reads(tmp_path / f"{name}.npy", pixels)
     np.save(tmp_path / "double.npy", pixels[:, :, 0] / 255)
-    check(tmp_path / "double.npy", (pixels[:, :, :1] / 255).astype(np.float32))
+    check_reads(tmp_path / "double.npy", (pixels[:, :, :1] / 255).astype(np.float32))
     np.save(tmp_path / "mask.npy", pixels[:, :, 0] > 9)
-    check(tmp_path / "mask.npy", ((pixels[:, :, :1] > 9) * 255).astype(np.uint8))
+    check_reads(tmp_path / "mask.npy", ((pixels[:, :, :1] > 9) * 255).astype(np.uint8))
 
 
 def test_npy_that_is_no_image_is_refused(tmp_path):

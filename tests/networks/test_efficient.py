@@ -85,6 +85,7 @@ def test_channels_last_gives_the_same_features_and_trains():
 def test_two_runs_before_one_backward_work():
     backbone = EfficientFeatures()
     (backbone(torch.randn(2, 3, 32, 32)) - backbone(torch.randn(2, 3, 32, 32))).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters())
 
 
 def test_wrong_arguments_are_refused():
