@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 
+from superself.data.sources import cores
+
 RESULTS = Path(__file__).parent / "RESULTS.md"
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = cores()
 PACKAGES = ("torch", "torchvision", "lightly", "numpy", "Pillow")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 
@@ -12,8 +11,9 @@ from torchvision.transforms import v2
 
 from superself.augment.noise import kernel_for
 from superself.augment.recipes import normalized, simclr
+from superself.data.sources import cores
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = cores()
 SOURCE = {32: 32, 96: 96, 224: 256}  # pixels of the stored images for views of a size
 BATCH = {32: 512, 96: 256, 224: 64}
 STATISTICS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

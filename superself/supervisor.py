@@ -173,7 +173,8 @@ class Supervisor(nn.Module):
         try:
             with self.run.signals:
                 self._epochs(epochs, train_loader, optimizer, lr_scheduler)
-                self._store()
+                if self.run.stored_step != self.step:  # a full disk at the last epoch, or a loop of one's own
+                    self._store()
             state = "finished"
         except (KeyboardInterrupt, SystemExit):
             state = "interrupted"
@@ -363,6 +364,7 @@ class Supervisor(nn.Module):
             "versions": versions(),
         }
         write_checkpoint(self.run.name, {**state, **self.run.state_dict(self.generator)})
+        self.run.stored_step = self.step
 
     def _leave(self) -> None:
         """Stores the run between two steps and ends it as the signal asks."""

@@ -138,6 +138,27 @@ def test_a_full_disk_is_said_and_training_goes_on(monkeypatch):
     assert read_checkpoint("run")["epoch"] == 2
 
 
+def test_a_run_is_stored_once_an_epoch_and_again_only_if_the_last_time_failed(monkeypatch):
+    from superself import supervisor as module
+
+    write, calls = module.write_checkpoint, []
+
+    def counted(name, state, fail_at=None):
+        calls.append(state["epoch"])
+        if calls == fail_at:
+            raise OSError("no space left on device")
+        return write(name, state)
+
+    monkeypatch.setattr(module, "write_checkpoint", counted)
+    rotatenet().supervise(epochs=2, batch_size=8, name="run", progress=False)
+    assert calls == [1, 2]
+    calls.clear()
+    monkeypatch.setattr(module, "write_checkpoint", lambda name, state: counted(name, state, fail_at=[1, 2]))
+    with pytest.warns(UserWarning, match="epoch 2 could not be stored"):
+        rotatenet().supervise(epochs=2, batch_size=8, name="other", progress=False)
+    assert calls == [1, 2, 2] and read_checkpoint("other")["epoch"] == 2
+
+
 def test_probe_and_progress_change_no_weight(capsys):
     labelled = torch.utils.data.TensorDataset(tiny_images(40), torch.arange(40) % 2)
     plain = rotatenet().supervise(epochs=2, batch_size=8, name="plain", progress=False)

@@ -138,8 +138,7 @@ def _renumbered(labels: Tensor, classes: list[str] | None, known_classes: list[s
 
 def _drawn_anew(backbone: nn.Module, seed: int) -> nn.Module:
     """The same network with fresh random weights, on the same device."""
-    with untouched_randomness():
-        torch.default_generator.manual_seed(seed)
+    with untouched_randomness(seed):
         if hasattr(backbone, "rebuild"):
             return backbone.rebuild().to(device_of(backbone))
         network = copy.deepcopy(backbone).cpu()  # drawn there, so that a seed means the same on every device

@@ -56,8 +56,13 @@ def features(
         )
     device = torch.device(device or device_of(backbone))
     outputs, targets = [], []
-    with untouched_randomness(), torch.no_grad(), evaluation_mode(backbone), torch.autocast(device.type, enabled=False):
-        torch.default_generator.manual_seed(0)  # items that are drawn at random are the same at every call
+    # Items that are drawn at random are the same at every call.
+    with (
+        untouched_randomness(seed=0),
+        torch.no_grad(),
+        evaluation_mode(backbone),
+        torch.autocast(device.type, enabled=False),
+    ):
         labelled = has_labels(images)
         batches = SequentialBatches(len(images), batch_size)
         for batch, target in BatchLoader(images, batches, target="label" if labelled else "index"):

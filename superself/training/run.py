@@ -45,6 +45,7 @@ class Run:
         self.name, self.show, self.steps = str(settings["name"]), settings["progress"], steps
         self.progress = Progress(settings["epochs"], steps, chance, self.show)
         self.signals = FinishStepOnSignal()
+        self.stored_step: int | None = None  # of the file that this run wrote last
         self.precision = choose_precision(settings["precision"], device, network)
         self.autocast = autocast(self.precision, device)
 
