@@ -44,12 +44,19 @@ def tiny_images(n: int = 16, channels: int = 3, size: tuple[int, int] = (16, 16)
 
 @dataclass(frozen=True)
 class Case:
-    """An algorithm and the arguments that make it small enough for a test."""
+    """An algorithm and the arguments that make it small enough for a test.
+
+    ``channels``: those of the images that it takes. ``loss_falls``: false for a game of two players, where no loss need fall.
+    ``mixes_batch``: false where the features of an image must not depend on the other images, in train mode too.
+    """
 
     algorithm: type[Supervisor]
     arguments: dict[str, Any] = field(default_factory=dict)
     backbone: Callable[[], nn.Module] = TinyBackbone
     lr: float = 1e-2
+    channels: tuple[int, ...] = (1, 3, 4)
+    loss_falls: bool = True
+    mixes_batch: bool = True
 
     def make(self, dataset: Any = None, **arguments: Any) -> Supervisor:
         """A supervisor on sixteen tiny images, or on ``dataset``."""

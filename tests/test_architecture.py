@@ -92,7 +92,7 @@ def test_there_is_one_epoch_loop():
     ]
     assert {name for name, _ in loops} == {"supervisor.py"}
     backward = [p.name for p in FILES if ".backward(" in p.read_text()]
-    assert backward == ["supervisor.py"]
+    assert backward == ["adversarial.py", "supervisor.py"]
 
 
 @pytest.mark.parametrize("hook", SIGNATURES)

@@ -9,8 +9,8 @@ from superself.algorithms.rotatenet import RotateNetSupervisor
 from superself.supervisor import Supervisor
 
 ALGORITHMS: dict[str, type[Supervisor]] = {
-    name.removesuffix("Supervisor").lower(): value
-    for name, value in dict(globals()).items()
+    value.__module__.rpartition(".")[2]: value  # its file's name
+    for value in list(globals().values())
     if isinstance(value, type) and issubclass(value, Supervisor) and value is not Supervisor
 }
 

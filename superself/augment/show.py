@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,19 @@ def show_views(
     shown = transform(images, generator := torch.Generator().manual_seed(seed))
     if not isinstance(shown, (list, tuple)):
         shown = [shown, *Views(transform, views - 1)(images, generator)] if views > 1 else [shown]
-    side = min(LARGEST, max(images.shape[2:]))
-    columns = [picture(to_float(view), side) for view in (images, *shown)]
-    rows = [torch.cat(row, 2) for row in zip(*columns, strict=True)]  # (3, side + GAP, width)
-    array = (torch.cat(rows, 1).permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+    return write_pictures([to_float(view) for view in (images, *shown)], path)
+
+
+def write_pictures(columns: Sequence[Tensor], path: str | Path) -> Path:
+    """Writes a PNG with a column for each batch of images, and in each row the images of one place of the batches.
+
+    Args:
+        columns: batches (n, C, h, w) in [0, 1], of any sizes; the first three channels are shown, of two the first.
+        path: of the file; folders are made.
+    """
+    side = min(LARGEST, max(columns[0].shape[2:]))
+    rows = [torch.cat(row, 2) for row in zip(*(picture(images, side) for images in columns), strict=True)]
+    array = (torch.cat(rows, 1).permute(1, 2, 0) * 255).round().byte().cpu().numpy()  # rows: (3, side + GAP, width)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.ascontiguousarray(array)).save(path)

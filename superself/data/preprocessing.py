@@ -84,6 +84,10 @@ class Preprocessing:
             )
         return (to_float(images) - _constant(self.mean, images.device)) / _constant(self.std, images.device)
 
+    def undo(self, images: Tensor) -> Tensor:
+        """Normalised images (B, C, h, w) as ``to_float`` has them: in [0, 1] where they were stored as integers."""
+        return images.float() * _constant(self.std, images.device) + _constant(self.mean, images.device)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, from which ``from_dict`` makes an equal one."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from superself.evaluation.features import features, open_at_size
+from superself.augment.show import write_pictures
+from superself.evaluation.features import evaluation_mode, features, open_at_size
+from superself.training import untouched_randomness
 
 CELL = 96  # pixels of the longer side of an image in the figure
 GAP = 4
@@ -56,6 +59,39 @@ def show_neighbours(backbone: nn.Module, dataset: Any, path: str | Path, queries
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, format="PNG")
     return path
+
+
+@torch.no_grad()
+def show_columns(
+    supervisor: Any,
+    columns: Callable[[Tensor], Sequence[Tensor]],
+    path: str | Path,
+    dataset: Any = None,
+    count: int = 8,
+) -> Path:
+    """Writes a PNG of what an algorithm does with a few images: a row for each image.
+
+    The supervisor is in evaluation mode meanwhile; its modes and random states are afterwards what they were before.
+
+    Args:
+        supervisor: whose images, generator and networks are used.
+        columns: from images as stored (n, C, H, W) to the columns of the picture, each (n, C, h, w) in [0, 1].
+        path: where the picture goes; missing folders are made.
+        dataset: anything that ``open_images`` takes; None takes the images that the supervisor trains on.
+        count: rows.
+    Raises:
+        ValueError: if there are no images.
+    """
+    images = supervisor.images if dataset is None else open_at_size(dataset, supervisor.preprocessing)
+    if len(images) == 0:
+        raise ValueError("there are no images to show; pass dataset= to show some.")
+    batch = images.sample(count).to(supervisor.device)
+    state = supervisor.generator.get_state()
+    with untouched_randomness(seed=0), evaluation_mode(supervisor):
+        supervisor.generator.manual_seed(0)
+        shown = columns(batch)
+    supervisor.generator.set_state(state)
+    return write_pictures(shown, path)
 
 
 def _picture(image: Tensor) -> Image.Image:

@@ -1,5 +1,6 @@
-"""Losses that more than one algorithm may use: tensors in, a scalar out, no state."""
+"""Losses that two or more algorithms use."""
 
 from superself.losses.cosine import NegativeCosine
+from superself.losses.info_nce import InfoNCE
 
-__all__ = ["NegativeCosine"]
+__all__ = ["InfoNCE", "NegativeCosine"]

@@ -3,7 +3,7 @@
 from superself.training.checkpoint import read_checkpoint, require_fit, write_checkpoint
 from superself.training.checks import check_known, check_settings
 from superself.training.interrupt import FinishStepOnSignal
-from superself.training.optimizers import can_fuse, parameter_groups
+from superself.training.optimizers import OptimizerPair, can_fuse, parameter_groups
 from superself.training.precision import autocast, choose_precision
 from superself.training.progress import Progress
 from superself.training.randomness import random_state, seed_everything, set_random_state, untouched_randomness
@@ -13,6 +13,7 @@ from superself.training.schedules import constant, cosine, warmup_cosine
 
 __all__ = [
     "FinishStepOnSignal",
+    "OptimizerPair",
     "Progress",
     "Run",
     "RunRecord",

@@ -34,3 +34,36 @@ def can_fuse(optimizer: Callable[..., Optimizer], device: torch.device) -> bool:
         return False
     parameter = inspect.signature(optimizer).parameters.get("fused")
     return parameter is not None and parameter.default is None
+
+
+class OptimizerPair(Optimizer):
+    """Two optimisers that look like one: to schedules, which set the groups of both, and to the checkpoint.
+
+    Args:
+        first: of the first player.
+        second: of the second player.
+    """
+
+    def __init__(self, first: Optimizer, second: Optimizer) -> None:
+        super().__init__([*first.param_groups, *second.param_groups], {})  # the very groups of the two
+        self.first, self.second = first, second
+
+    def step(self, closure: None = None) -> None:
+        """One step of both."""
+        self.first.step()
+        self.second.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients of both."""
+        self.first.zero_grad(set_to_none)
+        self.second.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of both."""
+        return {"first": self.first.state_dict(), "second": self.second.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the states of both."""
+        self.first.load_state_dict(state_dict["first"])
+        self.second.load_state_dict(state_dict["second"])
+        self.param_groups = [*self.first.param_groups, *self.second.param_groups]  # loading makes new ones

@@ -1,0 +1,58 @@
+import math
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from superself.losses import InfoNCE
+
+
+def vectors(n, seed):
+    return torch.randn(n, 5, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("excluding", [False, True])
+def test_info_nce_equals_double_loop(excluding):
+    query, positive, negatives = vectors(4, 0), vectors(4, 1), normalize(vectors(6, 2), dim=1)
+    exclude = torch.rand(4, 6, generator=torch.Generator().manual_seed(3)) < 0.3 if excluding else None
+    slow = 0.0
+    for i in range(4):
+        alike = math.exp(torch.cosine_similarity(query[i], positive[i], dim=0).item() / 0.2)
+        total = alike
+        for j in range(6):
+            if exclude is None or not exclude[i, j]:
+                total += math.exp(torch.cosine_similarity(query[i], negatives[j], dim=0).item() / 0.2)
+        slow -= math.log(alike / total) / 4
+    assert InfoNCE(0.2)(query, positive, negatives, exclude).item() == pytest.approx(slow, rel=1e-5)
+
+
+def test_number_worked_by_hand():
+    """Positive at cosine 1, two negatives at 0 and -1, temperature 1: -ln(e / (e + 1 + 1/e)) = 0.40760596."""
+    query = torch.tensor([[2.0, 0.0]])
+    negatives = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    assert InfoNCE(1.0)(query, 3 * query, negatives).item() == pytest.approx(0.40760596)
+
+
+def test_knowing_nothing_gives_the_logarithm_of_the_candidates():
+    same = torch.tensor([[1.0, 0.0]])
+    assert InfoNCE()(same, same, same.expand(9, 2)).item() == pytest.approx(math.log(10))
+
+
+def test_stays_finite_in_half_precision_at_small_temperatures():
+    query = normalize(vectors(4, 0), dim=1).to(torch.float16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = InfoNCE(0.01)(query, query, normalize(vectors(6, 2), dim=1))
+    assert loss.dtype is torch.float32 and torch.isfinite(loss)
+
+
+def test_gradients_reach_query_and_positive():
+    query, positive = vectors(4, 0).requires_grad_(), vectors(4, 1).requires_grad_()
+    InfoNCE()(query, positive, normalize(vectors(6, 2), dim=1)).backward()
+    assert query.grad.norm() > 0 and positive.grad.norm() > 0
+
+
+def test_refuses_bad_temperature_and_shapes():
+    with pytest.raises(ValueError, match="temperature=0 divides similarities; pass a number above 0"):
+        InfoNCE(0)
+    with pytest.raises(ValueError, match=r"query \(4, 5\) and positive \(3, 5\) differ"):
+        InfoNCE()(vectors(4, 0), vectors(3, 1), vectors(6, 2))

@@ -1,0 +1,93 @@
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from superself.networks import FeatureQueue, MemoryBank
+
+
+def vectors(n, width=4, seed=0):
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
+
+
+def test_queue_holds_the_last_embeddings_in_turn():
+    queue, given = FeatureQueue(5, 4), vectors(12)
+    expected = list(queue.features.clone())
+    pointer = 0
+    for batch in given.split(3):  # 3 does not divide 5: the second batch goes around the end
+        queue.enqueue(batch)
+        for row in normalize(batch, dim=1):
+            expected[pointer % 5] = row
+            pointer += 1
+    assert torch.allclose(queue.features, torch.stack(expected))
+    assert queue.pointer.item() == 12 % 5
+
+
+def test_queue_of_fewer_rows_than_a_batch_keeps_the_newest():
+    queue, given = FeatureQueue(3, 4), vectors(8)
+    queue.enqueue(given)
+    assert {tuple(r) for r in queue.features.tolist()} == {tuple(r) for r in normalize(given[-3:], dim=1).tolist()}
+
+
+def test_queue_and_bank_hold_rows_of_length_one_from_the_start():
+    queue, bank = FeatureQueue(7, 4), MemoryBank(7, 4)
+    queue.enqueue(100 * vectors(4))
+    bank.remember(torch.tensor([1, 5]), 100 * vectors(2))
+    bank.commit()
+    for rows in (queue.features, bank.features):
+        assert torch.allclose(rows.norm(dim=1), torch.ones(7), atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [FeatureQueue, MemoryBank])
+def test_state_travels_with_the_checkpoint_and_gets_no_gradient(make):
+    module, other = make(7, 4), make(7, 4)
+    if make is FeatureQueue:
+        module.enqueue(vectors(3))
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(module.features, other.features) and not list(module.parameters())
+    if make is FeatureQueue:
+        assert other.pointer.item() == 3
+
+
+def test_enqueueing_and_committing_detach():
+    queue, bank, given = FeatureQueue(7, 4), MemoryBank(7, 4), vectors(3).requires_grad_()
+    queue.enqueue(given)
+    bank.remember(torch.arange(3), given)
+    bank.commit()
+    assert not queue.features.requires_grad and not bank.features.requires_grad
+
+
+def test_bank_mixes_old_and_new_by_hand():
+    bank = MemoryBank(2, 2, momentum=0.25)
+    bank.features.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    bank.remember(torch.tensor([0]), torch.tensor([[0.0, 5.0]]))
+    assert torch.equal(bank.features[0], torch.tensor([1.0, 0.0]))  # nothing is written before the commit
+    bank.commit()
+    length = (0.25**2 + 0.75**2) ** 0.5
+    assert torch.allclose(bank.features, torch.tensor([[0.25 / length, 0.75 / length], [0.0, 1.0]]))
+    bank.commit()  # a note is written once
+    assert torch.allclose(bank.features[0], torch.tensor([0.25 / length, 0.75 / length]))
+
+
+def test_bank_tells_own_rows_among_the_negatives():
+    bank, generator = MemoryBank(6, 4), torch.Generator().manual_seed(0)
+    places = torch.tensor([4, 0])
+    rows, own = bank.negatives(places, None, generator)
+    assert torch.equal(rows, bank.features) and torch.equal(own.nonzero(), torch.tensor([[0, 4], [1, 0]]))
+    rows, own = bank.negatives(places, 5, generator)
+    assert rows.shape == (5, 4) and own.shape == (2, 5)
+    for i, place in enumerate(places):
+        assert torch.equal(own[i], (rows == bank.features[place]).all(1))
+    assert bank.negatives(places, 6, generator)[0].shape == (6, 4)
+
+
+def test_every_row_is_drawn_as_a_negative():
+    bank, generator = MemoryBank(9, 4), torch.Generator().manual_seed(0)
+    drawn = torch.cat([bank.negatives(torch.tensor([0]), 3, generator)[0] for _ in range(100)])
+    assert len(drawn.unique(dim=0)) == 9
+
+
+def test_refuses_what_holds_nothing_and_impossible_momenta():
+    with pytest.raises(ValueError, match="size=0 holds nothing; pass at least 1"):
+        FeatureQueue(0, 4)
+    with pytest.raises(ValueError, match=r"momentum=1 is the share .* in \[0, 1\)"):
+        MemoryBank(3, 4, momentum=1)
