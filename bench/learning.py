@@ -1,23 +1,29 @@
 """How well in equal time: ours and lightly's equivalent on the same images, beside the random initialisation.
 
     python -m bench.learning --algorithm byol [--minutes 5] [--size 32] [--backbone resnet18] [--seeds 0,1,2] [--write]
-    python -m bench.learning --algorithm all --no-peer --data PATH        PATH/train/CLASS/*.jpg and PATH/test/CLASS/*.jpg
+    python -m bench.learning --algorithm all --no-peer --data PATH [--jobs 2] [--rows FILE]
 
-``--minutes`` is the training time of each contestant, for each algorithm and seed; measuring the speed before and the features
-after comes on top (about a minute on two cores at 32 pixels). A few steps are timed first, and as many epochs are trained as fit
-into the time, on a fixed random part of the images where an epoch is longer; the peer gets the time that ours took. Both sides
-have Adam, the same learning rate and schedule (a tenth of warm-up, then a cosine); ours has its own precision, lightly's loop
-float32, as its documentation has it. kNN and linear probe: see superself.evaluation.
+PATH has train/CLASS and test/CLASS. ``--minutes`` is the training time of each contestant, for each algorithm and seed; measuring
+the speed before and the features after comes on top (about a minute on two cores at 32 pixels). A few steps are timed first, and
+as many epochs are trained as fit into the time, on a fixed random part of the images where an epoch is longer; the peer gets the
+time that ours took. Both sides have Adam, the same learning rate and schedule (a tenth of warm-up, then a cosine); ours has
+its own precision, lightly's loop float32, as its documentation has it. The loss of test images is that of the pretext task in evaluation
+mode: memory banks are filled with the test images first, and ExemplarNet, which knows no others, is asked for new views of the
+images it was trained on. kNN and linear probe: see superself.evaluation.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import json
 import math
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,16 +33,30 @@ from torch import nn
 
 from bench import peers
 from bench.contestants import hooked
-from bench.report import append, command, listed, machine, pick_device, section, table
+from bench.report import CORES, append, command, listed, machine, pick_device, section, table
 from superself import Supervisor, compare
 from superself.algorithms import ALGORITHMS
 from superself.data import Images, Preprocessing, open_images, photos
 from superself.data.sources import TensorSource
 from superself.evaluation import features, knn_accuracy, linear_accuracy
-from superself.networks import build_backbone
+from superself.networks import MemoryBank, build_backbone
 from superself.training import warmup_cosine
 
-HEAD = ("algorithm", "contestant", "seed", "minutes", "images seen", "kNN, %", "linear, %", "loss of test images")
+HEAD = (
+    *("algorithm", "contestant", "seed", "minutes", "images seen", "images/s"),
+    *("kNN, %", "linear, %", "loss of test images"),
+)
+SAME = (
+    "data",
+    "size",
+    "minutes",
+    "backbone",
+    "batch_size",
+    "lr",
+    "evaluate",
+    "set",
+    "peer",
+)  # of the rows of one table
 SCHEDULE = warmup_cosine(0.1)
 WARM = 2.0  # seconds that are timed before, at the least
 ROUNDED = 0.1  # of an epoch: a last one that is shorter is not begun
@@ -91,32 +111,43 @@ class Race:
         self.algorithm, self.train, self.seed, self.options = algorithm, train, seed, options
         self.device = pick_device(options.device)
         self.known, self.asked = some(train, options.evaluate), some(test, options.evaluate)
-        self.momentum = {} if options.momentum is None else {"momentum": options.momentum}
+        self.arguments = options.set.get(algorithm, {})
 
     def rows(self) -> list[list[Any]]:
         """Rows of the table: random initialisation, ours, and the peer where there is one."""
         supervisor, seconds, seen = self.train_ours()
         found = compare(supervisor.get_backbone(), self.known, self.asked, seed=self.seed, print=False).rows
-        loss, chance = held_out_loss(supervisor, self.asked, self.options.batch_size), supervisor.chance_loss
-        beside = "" if chance is None else f" (chance {chance:.3f})"
         rows = [
             self.row("random initialised", 0.0, 0, found["random initialised"]),
-            self.row("superself", seconds, seen, found["trained"], f"{loss:.3f}{beside}"),
+            self.row("superself", seconds, seen, found["trained"], self.loss_cell(supervisor)),
         ]
         if self.options.peer and self.algorithm in peers.PEERS and peers.has_lightly():
             backbone, seconds, seen = self.train_peer(seconds)
             rows.append(self.row("lightly", seconds, seen, self.accuracies(backbone)))
         return rows
 
+    def loss_cell(self, supervisor: Supervisor) -> str:
+        """The pretext loss, and what knowing nothing gives."""
+        chance = supervisor.chance_loss
+        beside = "" if chance is None else f" (chance {chance:.3f})"
+        if hasattr(supervisor, "knows_its_images"):  # each image is a class: others have none
+            seen = some(supervisor.images, self.options.evaluate)
+            return f"{held_out_loss(supervisor, seen, self.options.batch_size):.3f}{beside}, training images"
+        loss = f"{held_out_loss(supervisor, self.asked, self.options.batch_size):.3f}{beside}"
+        if hasattr(supervisor, "reconstruct"):  # of two players neither loss tells: what comes back does
+            loss += f", reconstruction {reconstruction_error(supervisor, self.asked):.3f} (mean image 1)"
+        return loss
+
     def row(self, name: str, seconds: float, seen: int, found: dict[str, float], loss: str | None = None) -> list[Any]:
         """A row of the table."""
         accuracies = (f"{100 * found[measure]:.1f}" for measure in ("knn", "linear"))
-        return [self.algorithm, name, self.seed, f"{seconds / 60:.2f}", f"{seen:,}", *accuracies, loss]
+        rate = f"{seen / seconds:.1f}" if seconds else None
+        return [self.algorithm, name, self.seed, f"{seconds / 60:.2f}", f"{seen:,}", rate, *accuracies, loss]
 
     def make(self, images: Images, timed: bool = False) -> Supervisor:
         """A supervisor whose steps are noted, as (time or 0, last of its epoch)."""
         supervisor = hooked(ALGORITHMS[self.algorithm])(
-            images, backbone=self.options.backbone, seed=self.seed, **self.momentum
+            images, backbone=self.options.backbone, seed=self.seed, **self.arguments
         ).to(self.device)
         supervisor.ticks = []
         supervisor.after_step = lambda last: supervisor.ticks.append((self.now() if timed else 0.0, last))
@@ -171,7 +202,7 @@ class Race:
         shape = self.train.shape
         backbone = build_backbone(self.options.backbone, shape)
         peer = peers.PEERS[self.algorithm]
-        model = peer(backbone, shape, **self.momentum).to(self.device)
+        model = peer(backbone, shape, **self.arguments).to(self.device)
         images = self.train.load().batch(range(len(self.train))).images
         backbone.preprocessing = Preprocessing.of(self.train)
         transform = peer.transform(shape[-1], backbone.preprocessing)
@@ -200,14 +231,41 @@ def pace(ticks: list[tuple[float, bool]]) -> tuple[float, float]:
 
 @torch.no_grad()
 def held_out_loss(supervisor: Supervisor, images: Images, batch_size: int) -> float:
-    """The algorithm's loss on images that it has not seen, in evaluation mode, over whole batches."""
+    """The algorithm's loss on images, in evaluation mode, over whole batches.
+
+    A memory bank knows the images that were trained on by their places: for these it is replaced by one of theirs, filled
+    with what the trained network gives for them.
+    """
     supervisor.eval()
-    losses = []
-    for places in torch.arange(len(images)).split(batch_size):
-        if len(places) == batch_size or not losses:
-            data = supervisor._to_device((images.batch(places).images, places))
-            losses.append(supervisor._forward(data).item())
+    banks = {name: bank for name, bank in supervisor.named_children() if isinstance(bank, MemoryBank)}
+    for name, bank in banks.items():
+        fresh = MemoryBank(len(images), bank.features.shape[1], momentum=0.0).to(supervisor.device)
+        setattr(supervisor, name, fresh)
+    losses: list[float] = []
+    for filling in [True, False] if banks else [False]:
+        for places in torch.arange(len(images)).split(batch_size):
+            if len(places) == batch_size or filling or not losses:
+                loss = supervisor._forward(supervisor._to_device((images.batch(places).images, places)))
+            for name in banks if filling else ():
+                getattr(supervisor, name).commit()
+            if not filling:
+                losses.append(loss.item())
+    for name, bank in banks.items():
+        setattr(supervisor, name, bank)
     return statistics.mean(losses)
+
+
+@torch.no_grad()
+def reconstruction_error(supervisor: Supervisor, images: Images) -> float:
+    """Mean squared error of what comes back of images, as a share of what their mean gives."""
+    supervisor.eval()
+    errors, variances = [], []
+    for places in torch.arange(len(images)).split(256):
+        batch = images.batch(places).images.to(supervisor.device)
+        wanted = supervisor.preprocessing(batch)
+        errors.append((supervisor.reconstruct(batch) - wanted).square().mean().item())
+        variances.append(wanted.square().mean().item())
+    return statistics.mean(errors) / statistics.mean(variances)
 
 
 def means(rows: list[list[Any]]) -> list[list[Any]]:
@@ -217,9 +275,9 @@ def means(rows: list[list[Any]]) -> list[list[Any]]:
         groups.setdefault((row[0], row[1]), []).append(row)
     summary = []
     for (algorithm, name), own in groups.items():
-        knn, linear = ([float(row[i]) for row in own] for i in (5, 6))
+        knn, linear = ([float(row[i]) for row in own] for i in (6, 7))
         cells = (f"{statistics.mean(x):.1f} ({min(x):.1f} - {max(x):.1f})" for x in (knn, linear))
-        summary.append([algorithm, name, f"mean of {len(own)}", None, None, *cells, None])
+        summary.append([algorithm, name, f"mean of {len(own)}", None, None, None, *cells, None])
     return summary
 
 
@@ -245,12 +303,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--momentum", type=float, help="of the target or key encoder, for both sides")
+    parser.add_argument(
+        "--set", type=setting, nargs="*", default=[], help="arguments of algorithms, as byol.momentum=0.99"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="algorithms that are trained side by side, on the CPU")
+    parser.add_argument("--rows", type=Path, help="a file that keeps each row, so that a run can be continued")
     parser.add_argument("--evaluate", type=int, default=5000, help="images of a split that are measured, at the most")
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--write", action="store_true", help="append the table to bench/RESULTS.md")
     options = parser.parse_args(arguments)
+    options.set = {name: {k: v for n, k, v in options.set if n == name} for name, _, _ in options.set}
     if options.algorithm == ["all"]:
         options.algorithm = sorted(ALGORITHMS)
     if unknown := set(options.algorithm) - set(ALGORITHMS):
@@ -258,6 +321,50 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
             f"there is no algorithm {', '.join(sorted(unknown))}; pass some of {', '.join(sorted(ALGORITHMS))}."
         )
     return options
+
+
+def setting(text: str) -> tuple[str, str, Any]:
+    """Algorithm, argument and value of "byol.momentum=0.99"."""
+    name, _, value = text.partition("=")
+    algorithm, _, argument = name.partition(".")
+    return algorithm, argument, ast.literal_eval(value)
+
+
+def race(algorithm: str, seed: int, options: argparse.Namespace) -> list[list[Any]]:
+    """The rows of one algorithm and seed; in a process of its own where several run side by side."""
+    if options.jobs > 1:
+        torch.set_num_threads(max(1, CORES // options.jobs))
+    print(f"{algorithm}, seed {seed} ...", file=sys.stderr, flush=True)
+    return Race(algorithm, *open_splits(options.data, options.size), seed, options).rows()
+
+
+def measured(options: argparse.Namespace) -> list[list[Any]]:
+    """All rows: those that the file ``options.rows`` has with the same options are not measured again."""
+    wanted = [(algorithm, seed) for algorithm in options.algorithm for seed in options.seeds]
+    same = {a: {**{k: getattr(options, k) for k in SAME}, "set": options.set.get(a, {})} for a in options.algorithm}
+    rows = {}
+    if options.rows and options.rows.exists():
+        kept = [json.loads(line) for line in options.rows.read_text().splitlines()]
+        rows = {(k["algorithm"], k["seed"]): k["rows"] for k in kept if k["options"] == same.get(k["algorithm"])}
+
+    def keep(algorithm: str, seed: int, found: list[list[Any]]) -> None:
+        rows[algorithm, seed] = found
+        if options.rows:
+            line = {"algorithm": algorithm, "seed": seed, "options": same[algorithm], "rows": found}
+            with options.rows.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    missing = [w for w in wanted if w not in rows]
+    if options.jobs == 1:
+        for w in missing:
+            keep(*w, race(*w, options))
+    elif missing:
+        context = multiprocessing.get_context("spawn")  # a forked process could not use threads of its own
+        with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
+            futures = {pool.submit(race, *w, options): w for w in missing}
+            for future in as_completed(futures):
+                keep(*futures[future], future.result())
+    return [row for w in wanted for row in rows[w]]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -268,15 +375,11 @@ def main(arguments: list[str] | None = None) -> None:
     print(began)
     if options.peer and not peers.has_lightly():
         print(peers.MISSING)
-    train, test = open_splits(options.data, options.size)
-    rows = []
-    for algorithm in options.algorithm:
-        for seed in options.seeds:
-            print(f"{algorithm}, seed {seed} ...", file=sys.stderr, flush=True)
-            rows += Race(algorithm, train, test, seed, options).rows()
+    rows = measured(options)
     rows += means(rows) if len(options.seeds) > 1 else []
     print("\n" + table(HEAD, rows))
     if options.write:
+        train = open_splits(options.data, options.size)[0]
         title = f"learning, {options.backbone}, {train.shape[1]} pixels, {len(train)} images"
         append(section(title, device, command("bench.learning", arguments), began, [table(HEAD, rows)]))
 
