@@ -3,13 +3,13 @@
     python -m bench.learning --algorithm byol [--minutes 5] [--size 32] [--backbone resnet18] [--seeds 0,1,2] [--write]
     python -m bench.learning --algorithm all --no-peer --data PATH [--jobs 2] [--rows FILE]
 
-PATH has train/CLASS and test/CLASS. ``--minutes`` is the training time of each contestant, for each algorithm and seed; measuring
-the speed before and the features after comes on top (about a minute on two cores at 32 pixels). A few steps are timed first, and
-as many epochs are trained as fit into the time, on a fixed random part of the images where an epoch is longer; the peer gets the
-time that ours took. Both sides have Adam, the same learning rate and schedule (a tenth of warm-up, then a cosine); ours has
-its own precision, lightly's loop float32, as its documentation has it. The loss of test images is that of the pretext task in evaluation
-mode: memory banks are filled with the test images first, and ExemplarNet, which knows no others, is asked for new views of the
-images it was trained on. kNN and linear probe: see superself.evaluation.
+PATH has train/CLASS and test/CLASS. ``--minutes`` is the training time of each contestant, for each algorithm and seed;
+measuring the speed before and the features after comes on top (about a minute on two cores at 32 pixels). A few steps are timed
+first, and as many epochs are trained as fit into the time, on a fixed random part of the images where an epoch is longer; the
+peer gets the time that ours took. Both sides have Adam, the same learning rate and schedule (a tenth of warm-up, then a
+cosine); ours has its own precision, lightly's loop float32, as its documentation has it. The loss of test images is that of the
+pretext task in evaluation mode: memory banks are filled with the test images first, and ExemplarNet, which knows no others, is
+asked for new views of the images it was trained on. kNN and linear probe: see superself.evaluation.
 """
 
 from __future__ import annotations
