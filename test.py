@@ -50,8 +50,12 @@ def run(algorithm: str, options: argparse.Namespace) -> None:
         compare(backbone, train, test)
 
     # Look: query images with the images that the backbone finds most alike.
-    figure = show_neighbours(backbone, train if test is None else test, f"{name}.png")
-    print(f"checkpoint: {name}.pt\nfigure: {figure}")
+    shown = train if test is None else test
+    print(f"checkpoint: {name}.pt\nnearest neighbours: {show_neighbours(backbone, shown, f'{name}.png')}")
+    if hasattr(supervisor, "show_reconstruction"):  # predictive and generative ones
+        print(f"what comes back: {supervisor.show_reconstruction(f'{name}.pretext.png', shown)}")
+    if hasattr(supervisor, "show_inputs"):
+        print(f"what the network is given: {supervisor.show_inputs(f'{name}.pretext.png', shown)}")
 
 
 def open_data(options: argparse.Namespace) -> tuple:

@@ -3,7 +3,7 @@
 from superself.evaluation.collapse import effective_rank, feature_std
 from superself.evaluation.compare import Comparison, compare
 from superself.evaluation.features import Features, evaluation_mode, features
-from superself.evaluation.figures import show_neighbours
+from superself.evaluation.figures import show_columns, show_neighbours
 from superself.evaluation.knn import knn_accuracy, knn_predict
 from superself.evaluation.linear import choose_regularisation, linear_accuracy
 
@@ -19,5 +19,6 @@ __all__ = [
     "knn_accuracy",
     "knn_predict",
     "linear_accuracy",
+    "show_columns",
     "show_neighbours",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from superself.augment.show import write_pictures
+from superself.data import Images, open_images
 from superself.evaluation.features import evaluation_mode, features, open_at_size
 from superself.training import untouched_randomness
 
@@ -82,7 +83,9 @@ def show_columns(
     Raises:
         ValueError: if there are no images.
     """
-    images = supervisor.images if dataset is None else open_at_size(dataset, supervisor.preprocessing)
+    images = supervisor.images if dataset is None else dataset
+    if not isinstance(images, Images):
+        images = open_images(images, image_size=supervisor.images.shape[1:])
     if len(images) == 0:
         raise ValueError("there are no images to show; pass dataset= to show some.")
     batch = images.sample(count).to(supervisor.device)

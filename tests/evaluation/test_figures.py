@@ -4,9 +4,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+import superself
 from superself.data import Preprocessing
-from superself.evaluation import show_neighbours
+from superself.evaluation import show_columns, show_neighbours
 from superself.evaluation.figures import CELL, GAP
+
+from cases import TinyBackbone, tiny_images
 
 
 def cell(sheet, row, column, size=CELL):
@@ -57,3 +60,30 @@ def test_too_few_images_are_an_error(tmp_path, queries, neighbours):
     match = f"queries={queries} and neighbours={neighbours} cannot be shown of 5 images; .*1 to 5 .*1 to 4"
     with pytest.raises(ValueError, match=match):
         show_neighbours(nn.Flatten(), images, tmp_path / "figure.png", queries=queries, neighbours=neighbours)
+
+
+def test_columns_are_drawn_in_evaluation_mode_and_change_nothing(tmp_path):
+    supervisor = superself.RotateNetSupervisor(tiny_images(6), backbone=TinyBackbone(), seed=0).train()
+    weights = {name: tensor.clone() for name, tensor in supervisor.state_dict().items()}
+    states = supervisor.generator.get_state(), torch.get_rng_state()
+    modes = []
+
+    def columns(images):
+        modes.append((supervisor.model.backbone.training, torch.is_grad_enabled(), tuple(images.shape)))
+        noise = torch.rand(len(images), 1, 20, 24, generator=supervisor.generator)
+        supervisor.model(supervisor.preprocessing(images))
+        return [images.float() / 255, noise]
+
+    first = show_columns(supervisor, columns, tmp_path / "new" / "a.png", count=3)
+    again = show_columns(supervisor, columns, tmp_path / "b.png", count=3)
+    assert modes == [(False, False, (3, 3, 16, 16))] * 2 and supervisor.model.backbone.training
+    assert first.read_bytes() == again.read_bytes() and Image.open(first).size == (2 * (16 + 2), 3 * (16 + 2))
+    assert torch.equal(supervisor.generator.get_state(), states[0]) and torch.equal(torch.get_rng_state(), states[1])
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in supervisor.state_dict().items())
+
+
+def test_columns_need_images(tmp_path):
+    supervisor = superself.RotateNetSupervisor(backbone=TinyBackbone())
+    with pytest.raises(ValueError, match="there are no images to show; pass dataset="):
+        show_columns(supervisor, lambda images: [images], tmp_path / "a.png")
+    show_columns(supervisor, lambda images: [images / 255], tmp_path / "a.png", dataset=tiny_images(3, size=(225, 225)))
