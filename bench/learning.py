@@ -29,17 +29,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench import peers
 from bench.contestants import hooked
+from bench.pretext import held_out_loss, reconstruction_error
 from bench.report import CORES, append, command, listed, machine, pick_device, section, table
 from superself import Supervisor, compare
 from superself.algorithms import ALGORITHMS
 from superself.data import Images, Preprocessing, open_images, photos
 from superself.data.sources import TensorSource
 from superself.evaluation import features, knn_accuracy, linear_accuracy
-from superself.networks import MemoryBank, build_backbone
+from superself.networks import build_backbone
 from superself.training import warmup_cosine
 
 HEAD = (
@@ -60,6 +61,10 @@ SAME = (
 SCHEDULE = warmup_cosine(0.1)
 WARM = 2.0  # seconds that are timed before, at the least
 ROUNDED = 0.1  # of an epoch: a last one that is shorter is not begun
+
+
+LOSS_OF = 512  # images that the pretext loss is measured on, at the most
+BASELINES: dict[tuple[str, int], dict[str, float]] = {}  # of random networks, by description and seed
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,8 @@ class Race:
     """
 
     def __init__(self, algorithm: str, train: Images, test: Images, seed: int, options: argparse.Namespace) -> None:
-        self.algorithm, self.train, self.seed, self.options = algorithm, train, seed, options
+        self.algorithm, self.seed, self.options = algorithm, seed, options
+        self.train = train if options.images is None else some(train, options.images)
         self.device = pick_device(options.device)
         self.known, self.asked = some(train, options.evaluate), some(test, options.evaluate)
         self.arguments = options.set.get(algorithm, {})
@@ -116,27 +122,40 @@ class Race:
     def rows(self) -> list[list[Any]]:
         """Rows of the table: random initialisation, ours, and the peer where there is one."""
         supervisor, seconds, seen = self.train_ours()
-        found = compare(supervisor.get_backbone(), self.known, self.asked, seed=self.seed, print=False).rows
+        random, trained = self.compared(supervisor.get_backbone())
         rows = [
-            self.row("random initialised", 0.0, 0, found["random initialised"]),
-            self.row("superself", seconds, seen, found["trained"], self.loss_cell(supervisor)),
+            self.row("random initialised", 0.0, 0, random),
+            self.row("superself", seconds, seen, trained, self.loss_cell(supervisor)),
         ]
         if self.options.peer and self.algorithm in peers.PEERS and peers.has_lightly():
             backbone, seconds, seen = self.train_peer(seconds)
             rows.append(self.row("lightly", seconds, seen, self.accuracies(backbone)))
         return rows
 
+    def compared(self, backbone: nn.Module) -> tuple[dict[str, float], dict[str, float]]:
+        """What ``compare`` finds for the random and the trained network; the random one is measured once in a process."""
+        key = (getattr(backbone, "description", self.algorithm), self.seed)
+        if key in BASELINES:
+            return BASELINES[key], self.accuracies(backbone)
+        found = compare(backbone, self.known, self.asked, seed=self.seed, print=False).rows
+        BASELINES[key] = found["random initialised"]
+        return found["random initialised"], found["trained"]
+
     def loss_cell(self, supervisor: Supervisor) -> str:
         """The pretext loss, and what knowing nothing gives."""
         chance = supervisor.chance_loss
         beside = "" if chance is None else f" (chance {chance:.3f})"
         if hasattr(supervisor, "knows_its_images"):  # each image is a class: others have none
-            seen = some(supervisor.images, self.options.evaluate)
-            return f"{held_out_loss(supervisor, seen, self.options.batch_size):.3f}{beside}, training images"
-        loss = f"{held_out_loss(supervisor, self.asked, self.options.batch_size):.3f}{beside}"
+            places = supervisor._sampler(1, shuffle=False).places
+            return f"{self.pretext_loss(supervisor, supervisor.images, places):.3f}{beside}, training images"
+        loss = f"{self.pretext_loss(supervisor, self.asked, torch.arange(len(self.asked))):.3f}{beside}"
         if hasattr(supervisor, "reconstruct"):  # of two players neither loss tells: what comes back does
             loss += f", reconstruction {reconstruction_error(supervisor, self.asked):.3f} (mean image 1)"
         return loss
+
+    def pretext_loss(self, supervisor: Supervisor, images: Images, places: Tensor) -> float:
+        """The loss of some of the images."""
+        return held_out_loss(supervisor, images, places[:LOSS_OF], self.options.batch_size)
 
     def row(self, name: str, seconds: float, seen: int, found: dict[str, float], loss: str | None = None) -> list[Any]:
         """A row of the table."""
@@ -229,45 +248,6 @@ def pace(ticks: list[tuple[float, bool]]) -> tuple[float, float]:
     return step, max(0.0, statistics.median(between) - step) if between else 0.0
 
 
-@torch.no_grad()
-def held_out_loss(supervisor: Supervisor, images: Images, batch_size: int) -> float:
-    """The algorithm's loss on images, in evaluation mode, over whole batches.
-
-    A memory bank knows the images that were trained on by their places: for these it is replaced by one of theirs, filled
-    with what the trained network gives for them.
-    """
-    supervisor.eval()
-    banks = {name: bank for name, bank in supervisor.named_children() if isinstance(bank, MemoryBank)}
-    for name, bank in banks.items():
-        fresh = MemoryBank(len(images), bank.features.shape[1], momentum=0.0).to(supervisor.device)
-        setattr(supervisor, name, fresh)
-    losses: list[float] = []
-    for filling in [True, False] if banks else [False]:
-        for places in torch.arange(len(images)).split(batch_size):
-            if len(places) == batch_size or filling or not losses:
-                loss = supervisor._forward(supervisor._to_device((images.batch(places).images, places)))
-            for name in banks if filling else ():
-                getattr(supervisor, name).commit()
-            if not filling:
-                losses.append(loss.item())
-    for name, bank in banks.items():
-        setattr(supervisor, name, bank)
-    return statistics.mean(losses)
-
-
-@torch.no_grad()
-def reconstruction_error(supervisor: Supervisor, images: Images) -> float:
-    """Mean squared error of what comes back of images, as a share of what their mean gives."""
-    supervisor.eval()
-    errors, variances = [], []
-    for places in torch.arange(len(images)).split(256):
-        batch = images.batch(places).images.to(supervisor.device)
-        wanted = supervisor.preprocessing(batch)
-        errors.append((supervisor.reconstruct(batch) - wanted).square().mean().item())
-        variances.append(wanted.square().mean().item())
-    return statistics.mean(errors) / statistics.mean(variances)
-
-
 def means(rows: list[list[Any]]) -> list[list[Any]]:
     """For each algorithm and contestant a row with the mean over its seeds and their range."""
     groups: dict[tuple[str, str], list[list[Any]]] = {}
@@ -308,6 +288,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--jobs", type=int, default=1, help="algorithms that are trained side by side, on the CPU")
     parser.add_argument("--rows", type=Path, help="a file that keeps each row, so that a run can be continued")
+    parser.add_argument("--images", type=int, help="that are trained on: a fixed random part; all of them otherwise")
     parser.add_argument("--evaluate", type=int, default=5000, help="images of a split that are measured, at the most")
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--device", default="auto")
@@ -380,7 +361,7 @@ def main(arguments: list[str] | None = None) -> None:
     print("\n" + table(HEAD, rows))
     if options.write:
         train = open_splits(options.data, options.size)[0]
-        title = f"learning, {options.backbone}, {train.shape[1]} pixels, {len(train)} images"
+        title = f"learning, {options.backbone}, {train.shape[1]} pixels, {options.images or len(train)} images"
         append(section(title, device, command("bench.learning", arguments), began, [table(HEAD, rows)]))
 
 

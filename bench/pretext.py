@@ -1,0 +1,52 @@
+"""How well a pretext task is solved on images that were not trained on."""
+
+from __future__ import annotations
+
+import statistics
+
+import torch
+from torch import Tensor
+
+from superself import Supervisor
+from superself.data import Images
+from superself.networks import MemoryBank
+
+
+@torch.no_grad()
+def held_out_loss(supervisor: Supervisor, images: Images, chosen: Tensor, batch_size: int) -> float:
+    """The algorithm's loss on the chosen images, in evaluation mode, over whole batches.
+
+    A memory bank knows the images that were trained on by their places: for these it is replaced by one of theirs, filled
+    with what the trained network gives for them.
+    """
+    supervisor.eval()
+    banks = {name: bank for name, bank in supervisor.named_children() if isinstance(bank, MemoryBank)}
+    for name, bank in banks.items():
+        fresh = MemoryBank(len(chosen), bank.features.shape[1], momentum=0.0).to(supervisor.device)
+        setattr(supervisor, name, fresh)
+    losses: list[float] = []
+    for filling in [True, False] if banks else [False]:
+        for places in chosen.split(batch_size):
+            if len(places) == batch_size or filling or not losses:
+                with supervisor.run.autocast():
+                    loss = supervisor._forward(supervisor._to_device((images.batch(places).images, places)))
+            for name in banks if filling else ():
+                getattr(supervisor, name).commit()
+            if not filling:
+                losses.append(loss.item())
+    for name, bank in banks.items():
+        setattr(supervisor, name, bank)
+    return statistics.mean(losses)
+
+
+@torch.no_grad()
+def reconstruction_error(supervisor: Supervisor, images: Images) -> float:
+    """Mean squared error of what comes back of images, as a share of what their mean gives."""
+    supervisor.eval()
+    errors, variances = [], []
+    for places in torch.arange(len(images)).split(256):
+        batch = images.batch(places).images.to(supervisor.device)
+        wanted = supervisor.preprocessing(batch)
+        errors.append((supervisor.reconstruct(batch) - wanted).square().mean().item())
+        variances.append(wanted.square().mean().item())
+    return statistics.mean(errors) / statistics.mean(variances)
