@@ -54,10 +54,10 @@ SAME = (
     "backbone",
     "batch_size",
     "lr",
+    "images",
     "evaluate",
-    "set",
     "peer",
-)  # of the rows of one table
+)  # of the rows of a table
 SCHEDULE = warmup_cosine(0.1)
 WARM = 2.0  # seconds that are timed before, at the least
 ROUNDED = 0.1  # of an epoch: a last one that is shorter is not begun
