@@ -25,11 +25,12 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bench import peers
 from bench.contestants import hooked
@@ -114,7 +115,7 @@ class Race:
 
     def __init__(self, algorithm: str, train: Images, test: Images, seed: int, options: argparse.Namespace) -> None:
         self.algorithm, self.seed, self.options = algorithm, seed, options
-        self.train = train if options.images is None else some(train, options.images)
+        self.train = some(train, images_for(options, algorithm) or len(train))
         self.device = pick_device(options.device)
         self.known, self.asked = some(train, options.evaluate), some(test, options.evaluate)
         self.arguments = options.set.get(algorithm, {})
@@ -143,19 +144,14 @@ class Race:
 
     def loss_cell(self, supervisor: Supervisor) -> str:
         """The pretext loss, and what knowing nothing gives."""
-        chance = supervisor.chance_loss
-        beside = "" if chance is None else f" (chance {chance:.3f})"
+        images, places, remark = self.asked, torch.arange(len(self.asked)), ""
         if hasattr(supervisor, "knows_its_images"):  # each image is a class: others have none
+            images, remark = supervisor.images, ", training images"
             places = supervisor._sampler(1, shuffle=False).places
-            return f"{self.pretext_loss(supervisor, supervisor.images, places):.3f}{beside}, training images"
-        loss = f"{self.pretext_loss(supervisor, self.asked, torch.arange(len(self.asked))):.3f}{beside}"
         if hasattr(supervisor, "reconstruct"):  # of two players neither loss tells: what comes back does
-            loss += f", reconstruction {reconstruction_error(supervisor, self.asked):.3f} (mean image 1)"
-        return loss
-
-    def pretext_loss(self, supervisor: Supervisor, images: Images, places: Tensor) -> float:
-        """The loss of some of the images."""
-        return held_out_loss(supervisor, images, places[:LOSS_OF], self.options.batch_size)
+            remark = f", reconstruction {reconstruction_error(supervisor, self.asked):.3f} (mean image 1)"
+        loss, chance = held_out_loss(supervisor, images, places[:LOSS_OF], self.options.batch_size)
+        return f"{loss:.3f}" + ("" if chance is None else f" (chance {chance:.3f})") + remark
 
     def row(self, name: str, seconds: float, seen: int, found: dict[str, float], loss: str | None = None) -> list[Any]:
         """A row of the table."""
@@ -196,7 +192,8 @@ class Race:
             step, epoch = pace(supervisor.ticks)
             warm = 2 * steps * step > min(WARM, seconds / 20) or steps * batch >= len(self.train)
             steps *= 4
-        planned = plan(seconds, step, epoch, len(self.train), batch)
+        length = self.make(self.train)._sampler(batch, shuffle=False).n  # of an epoch: ExemplarNet trains on a part
+        planned = plan(seconds, step, epoch, length, batch)
         supervisor = self.make(some(self.train, planned.images))
         taken = self.supervise(supervisor, planned.epochs)
         return supervisor, taken, len(supervisor.ticks) * batch
@@ -261,6 +258,7 @@ def means(rows: list[list[Any]]) -> list[list[Any]]:
     return summary
 
 
+@cache
 def open_splits(data: str | None, size: int | None) -> tuple[Images, Images]:
     """Training and test images with labels: of PATH/train and PATH/test, of a name, or the embedded photographs."""
     if data is None:
@@ -288,7 +286,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--jobs", type=int, default=1, help="algorithms that are trained side by side, on the CPU")
     parser.add_argument("--rows", type=Path, help="a file that keeps each row, so that a run can be continued")
-    parser.add_argument("--images", type=int, help="that are trained on: a fixed random part; all of them otherwise")
+    parser.add_argument(
+        "--images", nargs="*", default=[], help="that are trained on, a fixed random part: 2500, or 2500 pirl=300"
+    )
     parser.add_argument("--evaluate", type=int, default=5000, help="images of a split that are measured, at the most")
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--device", default="auto")
@@ -302,6 +302,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
             f"there is no algorithm {', '.join(sorted(unknown))}; pass some of {', '.join(sorted(ALGORITHMS))}."
         )
     return options
+
+
+def images_for(options: argparse.Namespace, algorithm: str) -> int | None:
+    """How many images the algorithm is trained on at the most."""
+    counts = dict(text.split("=") if "=" in text else ("", text) for text in options.images)
+    count = counts.get(algorithm, counts.get(""))
+    return None if count is None else int(count)
 
 
 def setting(text: str) -> tuple[str, str, Any]:
@@ -322,7 +329,10 @@ def race(algorithm: str, seed: int, options: argparse.Namespace) -> list[list[An
 def measured(options: argparse.Namespace) -> list[list[Any]]:
     """All rows: those that the file ``options.rows`` has with the same options are not measured again."""
     wanted = [(algorithm, seed) for algorithm in options.algorithm for seed in options.seeds]
-    same = {a: {**{k: getattr(options, k) for k in SAME}, "set": options.set.get(a, {})} for a in options.algorithm}
+    same = {
+        a: {**{k: getattr(options, k) for k in SAME}, "set": options.set.get(a, {}), "images": images_for(options, a)}
+        for a in options.algorithm
+    }
     rows = {}
     if options.rows and options.rows.exists():
         kept = [json.loads(line) for line in options.rows.read_text().splitlines()]
@@ -361,7 +371,7 @@ def main(arguments: list[str] | None = None) -> None:
     print("\n" + table(HEAD, rows))
     if options.write:
         train = open_splits(options.data, options.size)[0]
-        title = f"learning, {options.backbone}, {train.shape[1]} pixels, {options.images or len(train)} images"
+        title = f"learning, {options.backbone}, {train.shape[1]} pixels, {len(train)} images"
         append(section(title, device, command("bench.learning", arguments), began, [table(HEAD, rows)]))
 
 

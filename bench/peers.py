@@ -84,7 +84,58 @@ class LightlyBYOL(nn.Module):
         update_momentum(self.projection_head, self.projection_head_momentum, m=momentum)
 
 
-PEERS = {"byol": LightlyBYOL}
+class LightlyMoCo(nn.Module):
+    """MoCo v2 of lightly's modules, with the queue, temperature and momentum of ours.
+
+    Source: lightly, examples/pytorch/moco.py. Deviations: the momentum is fixed, as in the paper.
+    """
+
+    def __init__(self, backbone: nn.Module, shape: tuple[int, int, int], momentum: float = 0.99) -> None:
+        from lightly.loss import NTXentLoss
+        from lightly.models.modules import MoCoProjectionHead
+        from lightly.models.utils import deactivate_requires_grad
+
+        super().__init__()
+        self.backbone, self.momentum = backbone, momentum
+        width = feature_width(backbone, shape)
+        self.projection_head = MoCoProjectionHead(width, min(width, 2048), 128)
+        self.backbone_momentum = copy.deepcopy(backbone)
+        self.projection_head_momentum = copy.deepcopy(self.projection_head)
+        deactivate_requires_grad(self.backbone_momentum)
+        deactivate_requires_grad(self.projection_head_momentum)
+        self.criterion = NTXentLoss(temperature=0.2, memory_bank_size=(4096, 128))
+
+    @staticmethod
+    def transform(size: int, preprocessing: Preprocessing) -> Callable[[Image.Image], Any]:
+        """lightly's two views, blurred where ours are, normalised by the same numbers."""
+        from lightly.transforms import MoCoV2Transform
+
+        options: dict[str, Any] = {"gaussian_blur": 0.0} if is_small(size) else {}
+        options["normalize"] = {"mean": list(preprocessing.mean), "std": list(preprocessing.std)}
+        return MoCoV2Transform(input_size=size, **options)
+
+    @torch.no_grad()
+    def keys(self, view: Tensor) -> Tensor:
+        """Keys of the shuffled batch, in its order."""
+        from lightly.models.utils import batch_shuffle, batch_unshuffle
+
+        shuffled, order = batch_shuffle(view)
+        keys = self.projection_head_momentum(pool_features(self.backbone_momentum(shuffled)))
+        return batch_unshuffle(keys, order)
+
+    def loss(self, first: Tensor, second: Tensor) -> Tensor:
+        """Queries of the first view among keys of the second."""
+        return self.criterion(self.projection_head(pool_features(self.backbone(first))), self.keys(second))
+
+    def before_step(self, step: int, total_steps: int) -> None:
+        """Moves the key encoder."""
+        from lightly.models.utils import update_momentum
+
+        update_momentum(self.backbone, self.backbone_momentum, m=self.momentum)
+        update_momentum(self.projection_head, self.projection_head_momentum, m=self.momentum)
+
+
+PEERS = {"byol": LightlyBYOL, "moco": LightlyMoCo}
 
 
 class Views(Dataset):

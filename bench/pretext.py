@@ -13,8 +13,10 @@ from superself.networks import MemoryBank
 
 
 @torch.no_grad()
-def held_out_loss(supervisor: Supervisor, images: Images, chosen: Tensor, batch_size: int) -> float:
-    """The algorithm's loss on the chosen images, in evaluation mode, over whole batches.
+def held_out_loss(
+    supervisor: Supervisor, images: Images, chosen: Tensor, batch_size: int
+) -> tuple[float, float | None]:
+    """The algorithm's loss on the chosen images, in evaluation mode, over whole batches, and what knowing nothing gives.
 
     A memory bank knows the images that were trained on by their places: for these it is replaced by one of theirs, filled
     with what the trained network gives for them.
@@ -34,9 +36,10 @@ def held_out_loss(supervisor: Supervisor, images: Images, chosen: Tensor, batch_
                 getattr(supervisor, name).commit()
             if not filling:
                 losses.append(loss.item())
+    chance = supervisor.chance_loss  # among the rows of these banks
     for name, bank in banks.items():
         setattr(supervisor, name, bank)
-    return statistics.mean(losses)
+    return statistics.mean(losses), chance
 
 
 @torch.no_grad()
