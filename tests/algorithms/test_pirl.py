@@ -1,0 +1,232 @@
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from superself.algorithms.discrimination import InstanceDiscriminationSupervisor
+from superself.algorithms.pirl import JigsawHead, PIRLSupervisor
+from superself.networks import MemoryBank
+
+from cases import TinyBackbone, tiny_images
+
+
+def pirl(images=None, **arguments):
+    images = tiny_images(size=(24, 24)) if images is None else images
+    whole = {"augment": lambda view: view, "tile_augment": lambda view: view, "tile": 8}
+    return PIRLSupervisor(images, **{"backbone": TinyBackbone(), "seed": 0, **whole, **arguments})
+
+
+def cross_entropies(embeddings, places, bank, temperature):
+    """The double loop: of each embedding against every row of the bank."""
+    losses = []
+    for embedding, place in zip(normalize(embeddings, dim=1), places, strict=True):
+        scores = [math.exp(embedding @ row / temperature) for row in bank]
+        losses.append(-math.log(scores[place] / sum(scores)))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.2])
+def test_loss_equals_the_double_loop_of_both_terms_against_the_bank(weight):
+    supervisor, places = pirl(weight=weight, temperature=0.3).eval(), torch.tensor([4, 11, 0])
+    images = tiny_images(size=(24, 24))[places]
+    with torch.no_grad():
+        supervisor.generator.manual_seed(1)
+        loss = supervisor._forward((images, places)).item()
+        supervisor.generator.manual_seed(1)
+        puzzles = supervisor._puzzles(images)  # (3, 9, 3, 8, 8)
+        features = [torch.cat([supervisor.model.features(normal(supervisor, t[None])) for t in p]) for p in puzzles]
+        puzzle = torch.stack([supervisor.jigsaw_head(f[None])[0] for f in features])
+        bank, whole = supervisor.bank.features, supervisor.model(normal(supervisor, images / 255))
+    of_puzzle, of_view = (cross_entropies(e, places, bank, 0.3) for e in (puzzle, whole))
+    assert loss == pytest.approx(weight * of_puzzle + (1 - weight) * of_view, rel=1e-4)
+
+
+def normal(supervisor, images):
+    return supervisor.preprocessing(images)
+
+
+def test_jigsaw_head_is_two_linear_layers_worked_by_hand():
+    head = JigsawHead(in_features=1, out_features=1, tiles=3)
+    head.load_state_dict(
+        {
+            "tile.weight": torch.tensor([[2.0]]),
+            "tile.bias": torch.tensor([1.0]),
+            "row.weight": torch.tensor([[1.0, 10.0, 100.0]]),
+            "row.bias": torch.tensor([0.5]),
+        }
+    )
+    features = torch.tensor([[[1.0], [2.0], [3.0]], [[3.0], [2.0], [1.0]]])  # tiles become 3, 5, 7 and 7, 5, 3
+    assert head(features).tolist() == [[753.5], [357.5]]
+
+
+def test_each_head_is_trained_by_its_own_term_and_positives_come_from_the_bank():
+    data = tiny_images(size=(24, 24)), torch.arange(16)
+    for weight, idle in ((1.0, "model.predictor."), (0.0, "jigsaw_head.")):
+        supervisor = pirl(weight=weight)
+        supervisor._forward(data).backward()
+        for name, parameter in supervisor.named_parameters():
+            assert (parameter.grad.abs().sum() == 0) == name.startswith(idle), name
+    assert not supervisor.bank.features.requires_grad
+
+
+def test_weight_zero_is_instance_discrimination():
+    supervisor = pirl(weight=0.0)
+    other = InstanceDiscriminationSupervisor(
+        tiny_images(size=(24, 24)), backbone=TinyBackbone(), augment=lambda view: view, seed=0
+    )
+    other.load_state_dict({k: v for k, v in supervisor.state_dict().items() if not k.startswith("jigsaw_head.")})
+    data = tiny_images(size=(24, 24)), torch.arange(16)
+    assert supervisor._forward(data).item() == pytest.approx(other._forward(data).item(), rel=1e-5)
+
+
+def test_both_heads_and_the_bank_move_and_are_stored():
+    supervisor = pirl()
+    before = copy.deepcopy(supervisor.state_dict())
+    supervisor.supervise(epochs=1, batch_size=8, name="run", progress=False)
+    loaded = pirl(seed=3).load("run").state_dict()
+    for name in ("model.predictor.0.weight", "jigsaw_head.tile.weight", "jigsaw_head.row.weight", "bank.features"):
+        assert not torch.equal(before[name], loaded[name]), name
+        assert torch.equal(supervisor.state_dict()[name], loaded[name]), name
+
+
+def test_bank_holds_the_image_branch_alone_and_only_after_the_optimizer_step():
+    class Looks(PIRLSupervisor):
+        def _forward(self, data):
+            self.before, self.places = self.bank.features.clone(), data[1]
+            with torch.no_grad():
+                self.new = normalize(copy.deepcopy(self.model)(self.preprocessing(data[0])), dim=1)
+            loss = super()._forward(data)
+            assert torch.equal(self.bank.features, self.before)
+            return loss
+
+        def _update(self, *arguments):
+            super()._update(*arguments)
+            expected = self.before.clone()
+            expected[self.places] = normalize((self.before[self.places] + self.new) / 2, dim=1)
+            assert torch.allclose(self.bank.features, expected, atol=1e-5)
+
+    supervisor = Looks(tiny_images(), augment=lambda view: view, backbone=TinyBackbone())
+    supervisor.supervise(epochs=2, batch_size=4, name="run", progress=False, precision="32-true")
+    assert supervisor.step == 8
+
+
+def test_every_image_has_its_nine_tiles_in_an_order_of_its_own():
+    cells = torch.arange(9).view(3, 3).repeat_interleave(8, 0).repeat_interleave(8, 1)  # a cell of one brightness each
+    images = (cells * 20).to(torch.uint8).expand(64, 3, 24, 24)
+    supervisor = pirl(images)
+    tiles = supervisor._puzzles(images)
+    assert tiles.shape == (64, 9, 3, 8, 8) and torch.equal(tiles.amin((2, 3, 4)), tiles.amax((2, 3, 4)))
+    orders = (tiles[:, :, 0, 0, 0] * 255 / 20).round().long()
+    assert torch.equal(orders.sort(1).values, torch.arange(9).expand(64, 9))
+    assert len({tuple(order) for order in orders.tolist()}) > 60
+    places = set(itertools.product(range(9), range(9)))
+    assert {(cell, place) for order in orders.tolist() for place, cell in enumerate(order)} == places
+    supervisor.generator.manual_seed(0)
+    assert torch.equal(supervisor._puzzles(images), tiles)
+
+
+def test_tiles_pass_the_trunk_one_by_one():
+    shapes = []
+
+    class Watched(TinyBackbone):
+        def forward(self, images):
+            shapes.append(tuple(images.shape))
+            return super().forward(images)
+
+    supervisor = pirl(backbone=Watched())
+    shapes.clear()
+    supervisor._forward((tiny_images(size=(24, 24)), torch.arange(16)))
+    assert shapes == [(16, 3, 24, 24), (144, 3, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("size", "tile", "source"),
+    [
+        ((224, 224), 64, (255, 255)),  # the authors' numbers
+        ((225, 180), 51, (255, 204)),
+        ((96, 96), 27, (108, 108)),
+        ((32, 32), 9, (36, 36)),
+        ((16, 20), 5, (21, 26)),
+    ],
+)
+def test_tiles_follow_the_size_of_the_image(size, tile, source):
+    images = tiny_images(2, size=size)
+    supervisor = pirl(images, tile=None, tile_augment=None)
+    seen = []
+    supervisor.cut.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    assert supervisor._puzzles(images).shape == (2, 9, 3, tile, tile) and seen == [source]
+
+
+def test_a_grid_of_two_makes_four_tiles():
+    supervisor = pirl(tiny_images(4, size=(32, 32)), grid=2, tile=None, tile_augment=None)
+    assert supervisor._puzzles(tiny_images(4, size=(32, 32))).shape == (4, 4, 3, 14, 14)
+    assert supervisor.jigsaw_head.row.in_features == 4 * 128
+
+
+class FixedSize(nn.Module):
+    """A backbone for images of one size, whose features are all its pixels."""
+
+    def __init__(self, side):
+        super().__init__()
+        self.layer = nn.Linear(3 * side * side, 5)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1))
+
+
+def test_a_backbone_of_one_size_needs_tiles_of_that_size():
+    with pytest.raises(ValueError, match=r"FixedSize takes images of 24 x 24 but no tiles of 7 x 7; pass tile=24"):
+        pirl(backbone=FixedSize(24), tile=None, tile_augment=None)
+    supervisor = pirl(backbone=FixedSize(24), tile=24, tile_augment=None)
+    assert torch.isfinite(supervisor._forward((tiny_images(size=(24, 24)), torch.arange(16))))
+
+
+def test_features_of_tiles_may_be_wider_or_narrower_than_those_of_images():
+    class Flat(TinyBackbone):
+        def forward(self, images):
+            return super().forward(images).flatten(1)
+
+    supervisor = pirl(backbone=Flat())
+    assert supervisor.model.predictor[0].in_features == 16 * 36 and supervisor.jigsaw_head.tile.in_features == 16 * 4
+    assert torch.isfinite(supervisor._forward((tiny_images(size=(24, 24)), torch.arange(16))))
+
+
+@pytest.mark.parametrize(("negatives", "candidates"), [(32000, 16), (None, 16), (5, 6)])
+def test_a_bank_that_knows_nothing_gives_chance(negatives, candidates):
+    supervisor = pirl(negatives=negatives)
+    supervisor.bank.features[:] = supervisor.bank.features[0].clone()  # all rows alike
+    images = tiny_images(size=(24, 24))
+    losses = [supervisor._forward((images[i : i + 1], torch.tensor([i]))).item() for i in range(16)]
+    assert supervisor.chance_loss == pytest.approx(math.log(candidates)) == pytest.approx(max(losses), abs=1e-5)
+
+
+def test_learns_to_tell_puzzles_apart_of_images_it_has_not_seen():
+    supervisor, held_out = pirl(tiny_images(64, size=(24, 24))), tiny_images(32, size=(24, 24), seed=1)
+    supervisor.supervise(lr=1e-2, epochs=20, batch_size=32, name="run", progress=False)
+    supervisor.eval().weight = 1.0
+    supervisor.bank = MemoryBank(32, 128, momentum=0.0)
+    with torch.no_grad():
+        supervisor._forward((held_out, torch.arange(32)))
+        supervisor.bank.commit()
+        loss = supervisor._forward((held_out, torch.arange(32)))
+    assert supervisor.chance_loss == pytest.approx(math.log(32)) and loss < 0.7 * supervisor.chance_loss
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weight": 1.5}, r"weight=1.5 .* pass a number in \[0, 1\]"),
+        ({"negatives": 0}, "negatives=0 .* at least 1"),
+        ({"grid": 1}, "grid=1, .* 2 or more"),
+        ({"tile": 0}, "tile=0 .* 1 pixel or more"),
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"momentum": 1.0}, "momentum=1.0"),
+    ],
+)
+def test_refuses_numbers_out_of_range(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pirl(**arguments)
