@@ -224,9 +224,9 @@ class Supervisor(nn.Module):
         if self.settings["compile"]:
             for network in self.children():
                 network.compile()
-        sampler = EpochSampler(len(self.images), batch_size, shuffle, self.seed)
         target = "label" if self.with_labels else "index"
         pin = self.device.type == "cuda"
+        sampler = self._sampler(batch_size, shuffle)
         loader = BatchLoader(self.images, sampler, num_workers, collate_fn, pin_memory=pin, target=target)
         parameters = [p for p in self.parameters() if p.requires_grad]
         weight_decay = self.settings["weight_decay"]
@@ -238,6 +238,10 @@ class Supervisor(nn.Module):
         takes_steps = len(inspect.signature(schedule).parameters) > 1
         lr_scheduler = schedule(optimizer, self.total_steps) if takes_steps else schedule(optimizer)
         return loader, optimizer, lr_scheduler
+
+    def _sampler(self, batch_size: int, shuffle: bool) -> EpochSampler:
+        """Which images an epoch takes, and in which order. Override to train on a part of them."""
+        return EpochSampler(len(self.images), batch_size, shuffle, self.seed)
 
     def _epochs(self, epochs: int, train_loader: BatchLoader, optimizer: Optimizer, lr_scheduler: Any) -> None:
         """The only epoch loop: forward, check, update; then measure, store and print."""
@@ -332,13 +336,14 @@ class Supervisor(nn.Module):
     def _open_run(self, loader: BatchLoader, optimizer: Optimizer, lr_scheduler: Any, stored: dict | None) -> None:
         """Puts a run that is resumed back to where it was, opens its record, and says what is about to happen."""
         settings = {**self.settings, "images": len(self.images)}
-        self.run = Run(settings, optimizer, lr_scheduler, len(loader), self.chance_loss, self, self.device)
+        chance_loss = self.chance_loss  # may be measured on the data: once
+        self.run = Run(settings, optimizer, lr_scheduler, len(loader), chance_loss, self, self.device)
         probe = self.settings["probe"], self.settings["probe_every"]
         self.watch = Watch(self.images.sample(256), *probe, self.run.autocast)
         if stored:
             self.run.load_state_dict(stored, self.generator)
             self.step, self.epoch = stored["step"], stored["epoch"]
-        chance = "" if self.chance_loss is None else f"; knowing nothing gives {self.chance_loss:.3f}"
+        chance = "" if chance_loss is None else f"; knowing nothing gives {chance_loss:.3f}"
         facts = {
             "algorithm": type(self).__name__,
             "arguments": self.arguments,

@@ -182,6 +182,18 @@ def cpc(size: Size) -> Compose:
     return Compose([Resize(size), RandomHorizontalFlip(), RandomChoice(pool, count=3), *bend, RandomGrayscale(0.25)])
 
 
+def exemplar(size: Size) -> Compose:
+    """The strong distortions of Exemplar-CNN, of the whole image: moved, turned, scaled, sheared, bent, recoloured.
+
+    Source: Dosovitskiy et al., Exemplar-CNN, arXiv:1406.6909; shift, scale, rotation and hue as remembered.
+    Deviations: flips, shear, bends and greyscale besides; jitter in place of changes along principal components.
+    """
+    move = RandomAffine(degrees=20, translate=(0.2, 0.2), scale=(0.7, 1.4), shear=(-15, 15, -15, 15), fill=None)
+    bend = ElasticTransform(sigma=0.05, p=0.5)
+    colour = ColorJitter(0.6, 0.6, 0.6, 0.1)
+    return Compose([Resize(size), RandomHorizontalFlip(), bend, move, colour, RandomGrayscale(0.2)])
+
+
 def plain(size: Size) -> Compose:
     """No augmentation: the middle of the image, resized."""
     return Compose([CenterCrop(size)])
@@ -196,6 +208,7 @@ RECIPES: dict[str, Callable[..., Transform]] = {
     "pirl": pirl,
     "swav": swav,
     "dino": dino,
+    "exemplar": exemplar,
     "plain": plain,
 }
 

@@ -5,7 +5,7 @@ from superself.data.loader import BatchLoader, EpochSampler, SequentialBatches
 from superself.data.named import cifar10, stl10
 from superself.data.opening import open_images
 from superself.data.photos import photos
-from superself.data.preprocessing import Preprocessing, to_float
+from superself.data.preprocessing import Preprocessing, mean_prediction_loss, to_float
 
 __all__ = [
     "Batch",
@@ -16,6 +16,7 @@ __all__ = [
     "SequentialBatches",
     "Unknown",
     "cifar10",
+    "mean_prediction_loss",
     "open_images",
     "photos",
     "stl10",

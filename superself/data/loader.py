@@ -26,21 +26,27 @@ class EpochSampler:
         batch_size: places in every batch.
         shuffle: a new order each epoch; without it the places come as they are.
         seed: what the orders are drawn from.
+        places: of those images that are trained on, (M,) int64 on the CPU; None stands for all n.
     Shape:
         yields (batch_size,) int64.
     Raises:
         ValueError: if a batch is empty or larger than the data set.
     """
 
-    def __init__(self, n: int, batch_size: int, shuffle: bool = True, seed: int = 0) -> None:
+    def __init__(
+        self, n: int, batch_size: int, shuffle: bool = True, seed: int = 0, places: Tensor | None = None
+    ) -> None:
+        places = torch.arange(n) if places is None else places
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} gives empty batches; pass batch_size >= 1 to supervise().")
-        if batch_size > n:
+        if batch_size > len(places):
+            found = f"{n} images" if len(places) == n else f"{len(places)} of {n} images are trained on"
             raise ValueError(
-                f"batch_size={batch_size} is larger than the data set ({n} images), so there is no full batch; "
-                f"pass batch_size <= {n} to supervise()."
+                f"batch_size={batch_size} is larger than the data set ({found}), so there is no full batch; "
+                f"pass batch_size <= {len(places)} to supervise()."
             )
-        self.n, self.batch_size, self.shuffle, self.seed = n, batch_size, shuffle, seed
+        self.places, self.n = places, len(places)
+        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -51,9 +57,10 @@ class EpochSampler:
         return math.ceil(self.n / self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        order = torch.arange(self.n)
+        order = self.places
         if self.shuffle:
-            order = torch.randperm(self.n, generator=torch.Generator().manual_seed(_mix(self.seed, self.epoch)))
+            generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
+            order = order[torch.randperm(self.n, generator=generator)]
         order = torch.cat([order, order[: -self.n % self.batch_size]])
         yield from order.split(self.batch_size)[self.start :]
 

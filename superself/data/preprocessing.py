@@ -24,6 +24,38 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / FULL_SCALE[images.dtype] if images.dtype in FULL_SCALE else images.float()
 
 
+def channel_statistics(
+    images: Images, rows: slice = slice(None), columns: slice = slice(None)
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, in the units of ``to_float``, measured on 1024 of the images.
+
+    Shape:
+        -> (C,), (C,) float64.
+    """
+    pixels = (to_float(image[:, rows, columns]).double().flatten(1) for image in images.sample(1024))  # each (C, n)
+    moments = torch.stack([torch.stack([p.mean(1), p.square().mean(1)]) for p in pixels])  # (n, 2, C)
+    mean, square = moments.mean(0)
+    return mean, (square - mean.square()).clamp(min=0).sqrt()
+
+
+def mean_prediction_loss(
+    images: Images, preprocessing: Preprocessing, rows: slice = slice(None), columns: slice = slice(None)
+) -> float:
+    """The squared error per value that predicting the mean of each channel gives: chance, where pixels are predicted.
+
+    It is the variance of the preprocessed pixels: 1 if the preprocessing was measured on these images and no channel is
+    constant.
+
+    Args:
+        images: the data set.
+        preprocessing: what its pixels go through.
+        rows: which of them are predicted.
+        columns: which of them are predicted.
+    """
+    std = channel_statistics(images, rows, columns)[1]
+    return (std / torch.tensor(preprocessing.std, dtype=std.dtype)).square().mean().item()
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """What is done to every batch before the network; plain values, so that it goes into the checkpoint.
@@ -64,10 +96,7 @@ class Preprocessing:
         """
         channels = images.shape[0]
         if normalize is None:
-            pixels = (to_float(image).double().flatten(1) for image in images.sample(1024))  # each (C, H * W)
-            moments = torch.stack([torch.stack([p.mean(1), p.square().mean(1)]) for p in pixels])  # (n, 2, C)
-            mean, square = moments.mean(0)
-            std = (square - mean.square()).clamp(min=0).sqrt()
+            mean, std = channel_statistics(images)
             std = torch.where(std > 1e-6, std, 1.0)  # a constant channel has nothing to scale
         else:
             mean, std = (torch.as_tensor(value, dtype=torch.float32).flatten() for value in normalize)

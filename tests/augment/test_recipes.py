@@ -163,3 +163,14 @@ def test_normalisation_is_the_last_step_of_every_view():
 def test_tone_of_pirl_is_changed_for_two_thirds():
     choice = pirl(64).transforms[3]
     assert choice.p == 0.66 and len(choice.transforms) == 4
+
+
+def test_exemplar_moves_the_whole_image_within_its_bounds():
+    image = torch.zeros(1, 3, 64, 64)
+    image[:, :, 29:35, 29:35] = 1.0  # a spot in the middle
+    views = recipe("exemplar", 64)(image.expand(300, -1, -1, -1), seeded()).mean(1)
+    views = (views - views.amin((1, 2), keepdim=True)).clamp(min=0)
+    mass, place = views.sum((1, 2)), torch.arange(64) + 0.5
+    centres = torch.stack([(views.sum(axis) * place).sum(1) / mass for axis in (1, 2)], 1) - 32
+    assert centres.abs().max() < 0.2 * 64 + 0.25 * 64  # the shift, and what bends add
+    assert (centres.std(0) > 4).all() and (centres.mean(0).abs() < 2).all()

@@ -68,6 +68,24 @@ def test_batches_that_cannot_be_are_refused():
         EpochSampler(5, 0)
 
 
+def test_only_the_given_places_are_taken():
+    places = torch.tensor([3, 4, 8, 11, 12])
+    sampler = EpochSampler(13, 2, seed=1, places=places)
+    orders = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        orders.append(torch.cat(list(sampler)))
+        assert len(sampler) == 3 and orders[-1][:5].sort().values.tolist() == places.tolist()
+        assert orders[-1][5] == orders[-1][0]
+        everything = EpochSampler(5, 2, seed=1)
+        everything.set_epoch(epoch)
+        assert torch.equal(orders[-1], places[torch.cat(list(everything))])
+    assert not torch.equal(*orders)
+    assert torch.cat(list(EpochSampler(13, 5, shuffle=False, places=places))).tolist() == places.tolist()
+    with pytest.raises(ValueError, match=r"\(5 of 13 images are trained on\).*pass batch_size <= 5"):
+        EpochSampler(13, 6, places=places)
+
+
 def test_sequential_batches_leave_no_image_out():
     assert [batch.tolist() for batch in SequentialBatches(5, 2)] == [[0, 1], [2, 3], [4]]
     assert len(SequentialBatches(5, 2)) == 3
