@@ -90,7 +90,7 @@ class LightlyMoCo(nn.Module):
     Source: lightly, examples/pytorch/moco.py. Deviations: the momentum is fixed, as in the paper.
     """
 
-    def __init__(self, backbone: nn.Module, shape: tuple[int, int, int], momentum: float = 0.99) -> None:
+    def __init__(self, backbone: nn.Module, shape: tuple[int, int, int], momentum: float = 0.999) -> None:
         from lightly.loss import NTXentLoss
         from lightly.models.modules import MoCoProjectionHead
         from lightly.models.utils import deactivate_requires_grad

@@ -11,7 +11,8 @@ class FeatureQueue(nn.Module):
     """The last K embeddings, first in, first out; its buffers travel with the checkpoint and the device.
 
     Source: He et al., MoCo, arXiv:1911.05722, Sec. 3.2.
-    Deviations: none; before it has been filled, the rows are random directions.
+    Deviations: it knows which image each row shows, where that is told; before it has been filled, the rows are random
+        directions.
     Args:
         size: K, rows of the queue.
         width: D of an embedding.
@@ -26,16 +27,25 @@ class FeatureQueue(nn.Module):
         if size < 1:
             raise ValueError(f"a queue of size={size} holds nothing; pass at least 1.")
         self.register_buffer("features", normalize(torch.randn(size, width), dim=1))
+        self.register_buffer("places", torch.full((size,), -1))  # of the rows' images in the data set, where known
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))  # where the oldest row is
 
     @torch.no_grad()
-    def enqueue(self, embeddings: Tensor) -> None:
-        """Puts embeddings (B, D), made of length one, in place of the oldest rows; of more than K the last K stay."""
+    def enqueue(self, embeddings: Tensor, places: Tensor | None = None) -> None:
+        """Puts embeddings (B, D), made of length one, in place of the oldest rows; of more than K the last K stay.
+
+        ``places`` (B,) are those of their images in the data set.
+        """
         size = len(self.features)
         kept = normalize(embeddings.detach().float(), dim=1)[-size:]
-        places = (self.pointer + torch.arange(len(kept), device=self.features.device)) % size
-        self.features.index_copy_(0, places, kept)
+        rows = (self.pointer + torch.arange(len(kept), device=self.features.device)) % size
+        self.features.index_copy_(0, rows, kept)
+        self.places.index_fill_(0, rows, -1) if places is None else self.places.index_copy_(0, rows, places[-size:])
         self.pointer.add_(len(kept)).remainder_(size)
+
+    def own(self, places: Tensor) -> Tensor:
+        """Which rows show the very images at ``places`` (B,), as (B, K) bool: no negatives of theirs."""
+        return places[:, None] == self.places
 
 
 class MemoryBank(nn.Module):

@@ -28,6 +28,19 @@ def test_queue_of_fewer_rows_than_a_batch_keeps_the_newest():
     assert {tuple(r) for r in queue.features.tolist()} == {tuple(r) for r in normalize(given[-3:], dim=1).tolist()}
 
 
+def test_queue_knows_the_rows_of_an_image():
+    queue = FeatureQueue(5, 4)
+    queue.enqueue(vectors(3), torch.tensor([7, 8, 9]))
+    queue.enqueue(vectors(3), torch.tensor([8, 7, 6]))  # the last one takes the place of the first
+    assert queue.own(torch.tensor([7, 8, 5])).tolist() == [
+        [False, False, False, False, True],
+        [False, True, False, True, False],
+        [False] * 5,
+    ]
+    queue.enqueue(vectors(2))  # of no known image
+    assert queue.own(torch.tensor([6, 8, 9])).sum(1).tolist() == [1, 1, 0]
+
+
 def test_queue_and_bank_hold_rows_of_length_one_from_the_start():
     queue, bank = FeatureQueue(7, 4), MemoryBank(7, 4)
     queue.enqueue(100 * vectors(4))

@@ -1,0 +1,247 @@
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from superself import CombinedNet, MomentumContrastSupervisor
+from superself.data import to_float
+
+from cases import TinyBackbone, tiny_images
+
+
+def moco(n=16, **arguments):
+    arguments = {"backbone": TinyBackbone(), "seed": 0, "augment": two_views, "queue_size": 12, **arguments}
+    return MomentumContrastSupervisor(tiny_images(n), **arguments)
+
+
+def two_views(images):
+    """The image, and the image upside down: no randomness."""
+    return [images, images.flip(2)]
+
+
+def batch(n=16):
+    return tiny_images(n), torch.arange(n)
+
+
+def views_of(supervisor, n=16):
+    return [supervisor.preprocessing(v) for v in two_views(to_float(tiny_images(n)))]
+
+
+def slow_loss(queries, keys, negatives, own, temperature):
+    """A sum for every image, over its key and the rows of the queue that show other images."""
+    total = 0.0
+    queries, keys = queries.detach(), keys.detach()
+    for i, (q, k) in enumerate(zip(normalize(queries, dim=1), normalize(keys, dim=1), strict=True)):
+        others = sum(math.exp(q @ n / temperature) for n, same in zip(negatives, own[i], strict=True) if not same)
+        positive = math.exp(q @ k / temperature)
+        total -= math.log(positive / (positive + others)) / len(queries)
+    return total
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_loss_equals_the_double_loop(symmetric):
+    supervisor = moco(splits=1, symmetric=symmetric, temperature=0.3)
+    supervisor.queue.enqueue(torch.randn(5, 128), torch.tensor([3, 90, 4, 3, 91]))
+    first, second = views_of(supervisor)
+    own = [[place == row for row in supervisor.queue.places] for place in range(16)]
+    slow = [
+        slow_loss(supervisor.model(q), supervisor.key_encoder(k), supervisor.queue.features, own, 0.3)
+        for q, k in ([(first, second), (second, first)] if symmetric else [(first, second)])
+    ]
+    assert supervisor._forward(batch()).item() == pytest.approx(sum(slow) / len(slow), rel=1e-4)
+
+
+def test_a_number_worked_by_hand():
+    """Query and key are the same direction, the queue's two rows are orthogonal to it: -ln(e^2 / (e^2 + 1 + 1))."""
+    supervisor = moco(projector=Constant([1.0, 0.0, 0.0]), queue_size=2, temperature=0.5)
+    supervisor.queue.enqueue(torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 4.0]]))
+    assert supervisor._forward(batch()).item() == pytest.approx(math.log(1 + 2 * math.exp(-2)))
+
+
+class Constant(nn.Module):
+    """Every image gets the same embedding."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = nn.Parameter(torch.tensor(values))
+
+    def forward(self, x):
+        return self.values.expand(len(x), -1)
+
+
+def test_chance_is_the_loss_when_all_keys_are_alike():
+    supervisor = moco(projector=Constant([1.0, 0.0]), queue_size=12)
+    supervisor.queue.enqueue(torch.tensor([[1.0, 0.0]]).expand(12, 2))
+    assert supervisor._forward(batch()).item() == pytest.approx(math.log(13)) == supervisor.chance_loss
+
+
+def test_a_key_is_not_among_its_own_negatives_and_enters_the_queue_after_the_step():
+    class Looks(MomentumContrastSupervisor):
+        def _forward(self, data):
+            before = self.queue.features.clone()
+            loss = super()._forward(data)
+            assert torch.equal(before, self.queue.features)
+            return loss
+
+        def _update(self, *arguments):
+            before, keys = self.queue.features.clone(), normalize(self.new[0].float(), dim=1)
+            super()._update(*arguments)
+            first = self.step * 8 % 12
+            rows = [(first + i) % 12 for i in range(8)]
+            others = [i for i in range(12) if i not in rows]
+            assert torch.allclose(self.queue.features[rows], keys, atol=1e-6)
+            assert torch.equal(self.queue.features[others], before[others])
+
+    supervisor = Looks(tiny_images(), augment=two_views, backbone=TinyBackbone(), queue_size=12, splits=1)
+    supervisor.supervise(epochs=3, batch_size=8, name="run", progress=False)
+    assert supervisor.queue.pointer.item() == 6 * 8 % 12
+
+
+def test_older_keys_of_the_same_image_are_no_negatives():
+    supervisor = moco(queue_size=64, splits=1)  # as long as four epochs
+    supervisor.supervise(epochs=4, batch_size=8, name="run", progress=False)
+    supervisor.train()
+    assert torch.equal(supervisor.queue.own(torch.arange(16)).sum(1), torch.full((16,), 4))
+    loss = supervisor._forward(batch())
+    own = supervisor.queue.own(torch.arange(16)).any(
+        0
+    )  # replaced by their opposite, they would lower a loss they are in
+    supervisor.queue.places.fill_(-1)
+    assert own.all() and supervisor._forward(batch()) > loss
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_queue_tells_whose_keys_it_holds(symmetric):
+    supervisor = moco(queue_size=32, symmetric=symmetric)
+    supervisor._forward((tiny_images()[:4], torch.tensor([9, 2, 7, 5])))
+    keys, places = supervisor.new
+    assert places.tolist() == [9, 2, 7, 5] * (1 + symmetric) and len(keys) == len(places)
+
+
+def test_key_encoder_starts_equal_and_gets_no_gradient():
+    supervisor = moco()
+    for name, p in supervisor.model.named_parameters():
+        assert torch.equal(supervisor.key_encoder.get_parameter(f"average.{name}"), p)
+    supervisor._forward(batch()).backward()
+    assert all(p.grad is None for p in supervisor.key_encoder.parameters())
+    assert all(p.grad is not None for p in supervisor.model.parameters())
+
+
+def test_key_encoder_moves_only_after_the_optimizer_step_by_a_fixed_momentum():
+    seen = []
+
+    class Looks(MomentumContrastSupervisor):
+        def _update(self, loss, optimizer, lr_scheduler):
+            before = copy.deepcopy(list(self.key_encoder.parameters()))
+            super()._update(loss, optimizer, lr_scheduler)
+            for old, new, query in zip(before, self.key_encoder.parameters(), self.model.parameters(), strict=True):
+                assert torch.allclose(new, 0.9 * old + 0.1 * query, atol=1e-7)
+            seen.append(self.step)
+
+    supervisor = Looks(tiny_images(), augment=two_views, backbone=TinyBackbone(), momentum=0.9, queue_size=12)
+    supervisor.supervise(epochs=2, batch_size=8, name="run", progress=False)
+    assert seen == [0, 1, 2, 3]
+
+
+def test_keys_come_back_in_the_order_of_their_queries():
+    supervisor = moco(
+        backbone=nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), splits=3
+    )  # no batch norm: parts change nothing
+    view = views_of(supervisor)[1]
+    assert torch.allclose(supervisor._keys(view), supervisor.key_encoder(view), atol=1e-6)
+
+
+def test_a_key_is_normalised_by_its_random_part_of_the_batch_alone():
+    supervisor = moco()
+    view = views_of(supervisor)[1]
+
+    def companions(seed):
+        """Which images change the key of image 0 when they change."""
+        found = set()
+        keys = []
+        for changed in (None, *range(1, 16)):
+            images = view.clone()
+            if changed is not None:
+                images[changed] += 1
+            supervisor.generator.manual_seed(seed)
+            keys.append(supervisor._keys(images)[0])
+            if not torch.equal(keys[0], keys[-1]):
+                found.add(changed)
+        return found
+
+    parts = [companions(seed) for seed in range(3)]
+    assert all(len(part) == 7 for part in parts)  # half of the batch, less image 0
+    assert parts[0] != parts[1] != parts[2]
+    query = supervisor.model(view)[0]
+    for changed in range(1, 16):  # where the query's batch statistics are those of the whole batch
+        images = view.clone()
+        images[changed] += 1
+        assert not torch.equal(supervisor.model(images)[0], query)
+
+
+def test_in_evaluation_mode_keys_do_not_depend_on_the_batch():
+    supervisor = moco().eval()
+    view = views_of(supervisor)[1]
+    assert torch.allclose(supervisor._keys(view)[:3], supervisor._keys(view[:3]), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_parts_of_a_small_batch_keep_two_images(size):
+    supervisor = moco(splits=4, backbone=nn.Sequential(TinyBackbone(), nn.AdaptiveAvgPool2d(2)))
+    assert torch.isfinite(supervisor._forward(batch(size)))
+
+
+def test_first_version_by_arguments():
+    supervisor = moco(augment="moco-v1", projector="linear", temperature=0.07)
+    assert [type(m) for m in supervisor.model.predictor] == [nn.Linear]
+    assert supervisor.loss.temperature == 0.07
+    assert torch.isfinite(supervisor._forward(batch()))
+    second = moco()
+    assert [type(m) for m in second.model.predictor] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert second.loss.temperature == 0.2
+
+
+def test_loss_falls_once_the_queue_is_full():
+    supervisor = moco(momentum=0.9, queue_size=16)
+    supervisor.supervise(lr=1e-9, epochs=1, batch_size=8, name="run", progress=False)
+    full = supervisor._forward(batch()).item()
+    assert full == pytest.approx(supervisor.chance_loss, rel=0.15)
+    supervisor.supervise(lr=1e-3, epochs=20, batch_size=8, name="run", progress=False)
+    assert supervisor._forward(batch()).item() < 0.8 * full
+
+
+def test_queue_and_key_encoder_are_in_the_checkpoint():
+    supervisor = moco()
+    supervisor.supervise(epochs=1, batch_size=8, name="run", progress=False)
+    loaded = MomentumContrastSupervisor(backbone=TinyBackbone()).load("run")
+    assert torch.equal(loaded.queue.features, supervisor.queue.features)
+    assert (
+        torch.equal(loaded.queue.places, supervisor.queue.places) and loaded.queue.pointer == supervisor.queue.pointer
+    )
+    for a, b in zip(
+        loaded.key_encoder.state_dict().values(), supervisor.key_encoder.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+def test_a_projector_of_ones_own_sets_the_width_of_the_queue():
+    supervisor = moco(projector=nn.Linear(16, 5))
+    assert supervisor.queue.features.shape == (12, 5) and isinstance(supervisor.model, CombinedNet)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"momentum": -0.1}, "momentum=-0.1 is the share of the key encoder that is kept"),
+        ({"splits": 0}, "splits=0 makes no part of a batch"),
+        ({"projector": "mpl"}, "projector='mpl' is unknown; pass 'mlp', 'linear' or a module"),
+        ({"temperature": 0}, "temperature=0 divides similarities"),
+        ({"queue_size": 0}, "size=0 holds nothing"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        moco(**arguments)
