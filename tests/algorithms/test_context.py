@@ -1,0 +1,300 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from superself.algorithms.context import ChannelwiseLinear, ContextNetSupervisor, MapNet
+from superself.augment import Lambda
+
+from cases import TinyBackbone, tiny_images
+
+
+def context(images=None, **arguments):
+    images = tiny_images() if images is None else images
+    return ContextNetSupervisor(images, **{"backbone": TinyBackbone(images.shape[1]), "seed": 0, **arguments})
+
+
+def loss_of(supervisor, images=None):
+    """The loss with the holes always at the same places."""
+    images = tiny_images() if images is None else images
+    supervisor.generator.manual_seed(1)
+    return supervisor._forward((images, torch.arange(len(images))))
+
+
+def masks_of(supervisor, images=None):
+    """Region and hole as ``loss_of`` has them."""
+    supervisor.generator.manual_seed(1)
+    return supervisor._masks(supervisor.preprocessing(tiny_images() if images is None else images))
+
+
+class Remembers(nn.Module):
+    """A module that keeps what it is given."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.seen = module, []
+
+    def forward(self, images):
+        self.seen.append(images)
+        return self.module(images)
+
+
+class Fixed(nn.Module):
+    """A predictor that gives images of its own, whatever the features."""
+
+    def __init__(self, images):
+        super().__init__()
+        self.images = nn.Parameter(images)
+
+    def forward(self, features):
+        return self.images + 0 * features.sum()
+
+
+def test_loss_is_the_squared_error_in_the_hole_alone():
+    supervisor = context(adversarial_weight=0, predictor=Fixed(torch.randn(16, 3, 16, 16)))
+    region, hole = masks_of(supervisor)
+    images, prediction = supervisor.preprocessing(tiny_images()), supervisor.model.predictor.images
+    slow, count = 0.0, 0
+    for b, c, y, x in np.ndindex(16, 3, 16, 16):
+        if hole[b, 0, y, x]:
+            slow, count = slow + (prediction[b, c, y, x] - images[b, c, y, x]).item() ** 2, count + 1
+    loss = loss_of(supervisor)
+    assert torch.equal(region, hole) and loss.item() == pytest.approx(slow / count, rel=1e-4)
+    loss.backward()
+    assert torch.equal((prediction.grad != 0).any(1, keepdim=True), hole)
+
+
+def test_network_is_given_zero_in_the_hole_and_the_image_around_it():
+    supervisor = context(backbone=Remembers(TinyBackbone()))
+    hole, images = masks_of(supervisor)[1], supervisor.preprocessing(tiny_images())
+    loss_of(supervisor)
+    assert torch.equal(supervisor.model.backbone.seen[-1], torch.where(hole, 0.0, images))
+
+
+def test_random_blocks_hide_up_to_a_quarter_and_lie_elsewhere_in_each_image():
+    images = tiny_images(64, size=(32, 32))
+    region, hole = context(images)._masks(images.float())
+    share = region.float().mean((1, 2, 3))
+    assert share.min() >= 1 / 16 and share.max() == 1 / 4 and torch.equal(region, hole)
+    assert len({tuple(mask.flatten().tolist()) for mask in region}) == 64
+    assert region.any(0)[0].any(0).all() and region.any(0)[0].any(1).all()  # up to the edges
+
+
+def test_number_and_size_of_the_blocks_are_arguments():
+    images = tiny_images(16, size=(20, 32))
+    region = context(images, blocks=1, block_size=0.5)._masks(images.float())[0]
+    assert (region.sum((1, 2, 3)) == 100).all()
+
+
+def test_centre_is_half_of_both_sides_and_the_hole_lacks_the_overlap():
+    images = tiny_images(2, size=(32, 40))
+    region, hole = context(images, region="center", overlap=3)._masks(images.float())
+    expected = torch.zeros(2, 1, 32, 40, dtype=torch.bool)
+    expected[:, :, 8:24, 10:30] = True
+    assert torch.equal(region, expected)
+    expected[:] = False
+    expected[:, :, 11:21, 13:27] = True
+    assert torch.equal(hole, expected)
+
+
+def test_overlap_is_7_of_128_pixels_with_the_centre_and_none_with_blocks():
+    assert context(tiny_images(2, size=(128, 130)), region="center").overlap == 7
+    assert context(tiny_images(2, size=(32, 32)), region="center").overlap == 2
+    assert context(tiny_images(2, size=(128, 130))).overlap == 0
+
+
+@pytest.mark.parametrize("region", ["center", "random"])
+def test_error_in_the_overlap_counts_ten_times(region):
+    predictor = Fixed(torch.randn(16, 3, 16, 16))
+    supervisor = context(region=region, overlap=1, adversarial_weight=0, predictor=predictor)
+    region, hole = masks_of(supervisor)
+    error = (predictor.images - supervisor.preprocessing(tiny_images())).square().mean(1, keepdim=True)
+    inner, border = error[hole], error[region & ~hole]
+    assert len(inner) > 0 and len(border) > 0
+    slow = (inner.sum() + 10 * border.sum()) / (len(inner) + 10 * len(border))
+    assert loss_of(supervisor).item() == pytest.approx(slow.item(), rel=1e-4)
+
+
+def test_overlap_grows_from_the_context_not_from_the_edge_of_the_image():
+    supervisor = context(blocks=1, block_size=0.5, overlap=2)
+    supervisor.place_blocks = Lambda(lambda ones: ones * (torch.arange(16).view(16, 1) >= 8))  # the upper half
+    hole = supervisor._masks(torch.zeros(1, 3, 16, 16))[1]
+    assert hole[0, 0, :6].all() and not hole[0, 0, 6:].any()
+
+
+def test_joint_loss_weighs_the_players_999_to_1():
+    supervisor = context(discriminator_lr=1.0)
+    alone = context(adversarial_weight=0)
+    assert alone.discriminator is None
+    region = masks_of(supervisor)[0]
+    supervisor.discriminator = Remembers(supervisor.discriminator)
+    joint, reconstruction = loss_of(supervisor), loss_of(alone)
+    real, fake = supervisor.discriminator.seen
+    ones, zeros = torch.ones(16), torch.zeros(16)
+    of_real, of_fake = supervisor.discriminator.module(real), supervisor.discriminator.module(fake)
+    adversarial = binary_cross_entropy_with_logits(of_fake, ones)
+    assert joint.item() == pytest.approx(0.999 * reconstruction.item() + 0.001 * adversarial.item(), rel=1e-4)
+    second = binary_cross_entropy_with_logits(of_real, ones) + binary_cross_entropy_with_logits(of_fake, zeros)
+    assert supervisor.discriminator_loss.item() == pytest.approx(second.item(), rel=1e-4)
+    images = supervisor.preprocessing(tiny_images())
+    assert torch.equal(real, images * region) and not torch.equal(fake, real)
+    assert not (fake * ~region).any()  # nothing of the context
+
+
+def test_each_player_learns_from_its_own_loss():
+    supervisor = context(region="center")
+    logits = nn.Parameter(torch.zeros(()))
+
+    class Blind(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.logit = logits
+
+        def forward(self, images):
+            return self.logit.expand(len(images)) + 0 * images.sum()
+
+    supervisor.discriminator = Blind()
+    loss = loss_of(supervisor)
+    assert supervisor.discriminator_loss.item() == pytest.approx(2 * math.log(2))
+    optimizer = torch.optim.SGD(supervisor.parameters(), lr=1.0)
+    before = supervisor.model.predictor[-1].last.bias.detach().clone()
+    supervisor._update(loss, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0))
+    assert logits.item() == pytest.approx(0)  # true and predicted pull alike; the first player's loss would move it
+    assert not torch.equal(supervisor.model.predictor[-1].last.bias, before)
+
+
+def test_discriminator_has_a_tenth_of_the_learning_rate():
+    rates = {}
+
+    class Looks(ContextNetSupervisor):
+        def _update(self, loss, optimizer, lr_scheduler):
+            super()._update(loss, optimizer, lr_scheduler)
+            rates.update({id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]})
+
+    supervisor = Looks(tiny_images(), backbone=TinyBackbone())
+    supervisor.supervise(lr=1e-3, epochs=1, batch_size=16, name="run", progress=False)
+    assert all(rates[id(p)] == pytest.approx(1e-4) for p in supervisor.discriminator.parameters())
+    assert all(rates[id(p)] == pytest.approx(1e-3) for p in supervisor.model.parameters())
+
+
+def test_channelwise_layer_equals_a_linear_layer_for_each_channel():
+    layer, maps = ChannelwiseLinear(3, 4, 9), torch.randn(2, 3, 4)
+    slow = torch.stack([maps[:, c] @ layer.weight[c] + layer.bias.view(3, 9)[c] for c in range(3)], dim=1)
+    assert torch.allclose(layer(maps), slow, atol=1e-6)
+
+
+def test_channelwise_layer_joins_all_places_and_no_channels():
+    layer, maps = ChannelwiseLinear(5, 49, 49), torch.randn(1, 5, 49, requires_grad=True)
+    layer(maps)[0, 2, 10].backward()
+    assert (maps.grad[0, 2] != 0).all() and not maps.grad[0, [0, 1, 3, 4]].any()
+    assert layer.weight.numel() == 5 * 7**4  # m n^4
+
+
+class Gives(nn.Module):
+    """A backbone that gives a tensor of some shape."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(shape))
+
+    def forward(self, images):
+        return self.weight * images.mean((1, 2, 3)).view(-1, *[1] * self.weight.ndim)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "features"),
+    [(Gives(6), (6, 1)), (Gives(6, 5, 3), (6, 49)), (Gives(10, 6), (6, 10)), (None, (64, 49))],
+    ids=["vector", "map", "tokens", "default"],
+)
+def test_predictor_takes_what_any_backbone_gives_place_by_place(backbone, features):
+    supervisor = context(backbone=backbone)
+    given = MapNet(supervisor.model.backbone, nn.Identity())(torch.zeros(2, 3, 16, 16))
+    assert given.shape == (2, *features)
+    assert supervisor.model(torch.zeros(2, 3, 16, 16)).shape == (2, 3, 16, 16)
+    assert supervisor.model.predictor[0].weight.shape == (features[0], features[1], 49)
+
+
+def test_places_of_a_map_and_of_tokens_stay_apart():
+    tokens = MapNet(Gives(10, 6), nn.Identity())
+    given = tokens(torch.ones(1, 3, 4, 4))
+    assert torch.equal(given[0], tokens.backbone.weight.T)
+    maps = MapNet(Gives(6, 7, 7), nn.Identity())
+    assert torch.equal(maps(torch.ones(1, 3, 4, 4))[0], maps.backbone.weight.flatten(1))
+
+
+def test_predicting_the_mean_is_chance():
+    images = torch.randint(256, (32, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    supervisor = context(images, predictor=Fixed(torch.zeros(32, 3, 16, 16)))
+    nn.init.zeros_(supervisor.discriminator[-2].weight)
+    nn.init.zeros_(supervisor.discriminator[-2].bias)
+    assert loss_of(supervisor, images).item() == pytest.approx(supervisor.chance_loss, rel=0.02)
+    assert supervisor.chance_loss == pytest.approx(0.999 + 0.001 * math.log(2), rel=1e-4)
+
+
+def test_chance_of_the_centre_is_that_of_the_pixels_there():
+    images = tiny_images()
+    images[:, :, 4:12, 4:12] = 100
+    assert context(images, region="center", adversarial_weight=0).chance_loss == pytest.approx(0, abs=1e-5)
+
+
+def test_nothing_is_known_of_chance_without_images():
+    context().supervise(epochs=1, batch_size=16, name="run", progress=False)
+    assert ContextNetSupervisor(backbone=TinyBackbone()).chance_loss is None
+    assert ContextNetSupervisor(backbone=TinyBackbone()).load("run").chance_loss is None
+
+
+def test_learns_to_fill_holes_of_images_that_it_has_not_seen():
+    supervisor = context(tiny_images(64), adversarial_weight=0.001)
+    supervisor.supervise(lr=1e-2, epochs=15, batch_size=32, name="run", progress=False)
+    supervisor.eval()
+    with torch.no_grad():
+        assert loss_of(supervisor, tiny_images(32, seed=1)).item() < 0.3 * supervisor.chance_loss
+
+
+def test_trains_without_a_discriminator_and_loads():
+    supervisor = context(adversarial_weight=0, region="center")
+    supervisor.supervise(epochs=2, batch_size=16, name="run", progress=False)
+    loaded = ContextNetSupervisor(backbone=TinyBackbone()).load("run")
+    assert loaded.discriminator is None and loaded.region == "center"
+
+
+def test_picture_shows_hole_image_prediction_and_both_and_changes_nothing():
+    supervisor = context(tiny_images(size=(16, 12))).train()
+    weights = {name: tensor.clone() for name, tensor in supervisor.state_dict().items()}
+    state = supervisor.generator.get_state()
+    path = supervisor.show_reconstruction("pictures/context.png", count=5)
+    hole, image, prediction, filled = np.split(np.asarray(Image.open(path)).astype(int), 4, axis=1)
+    hidden = (hole != image).any(2)
+    assert 0.05 < hidden.mean() < 0.3
+    assert np.array_equal(filled[~hidden], image[~hidden]) and np.array_equal(filled[hidden], prediction[hidden])
+    assert supervisor.training and torch.equal(supervisor.generator.get_state(), state)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in supervisor.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"region": "middle"}, r"region='middle' is unknown; pass 'random' or 'center'"),
+        ({"blocks": 0}, r"blocks=0 of block_size=0.25 make no hole"),
+        ({"block_size": 1.0}, r"block_size=1.0 make no hole"),
+        ({"overlap": 2}, r"overlap=2 at both sides leaves no hole in a region of 4 pixels; pass one from 0 to 1"),
+        ({"region": "center", "overlap": 4}, r"a region of 8 pixels; pass one from 0 to 3"),
+        ({"overlap": -1}, r"overlap=-1 at both sides"),
+        ({"adversarial_weight": 1.0}, r"adversarial_weight=1.0 must be in \[0, 1\)"),
+        ({"overlap_weight": 0}, r"overlap_weight=0 above 0"),
+    ],
+)
+def test_hyper_parameters_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        context(**arguments)
+
+
+def test_a_loss_that_averages_is_refused():
+    with pytest.raises(
+        ValueError, match=r"loss gave shape \(\) for images \(16, 3, 16, 16\); pass one that averages nothing"
+    ):
+        loss_of(context(loss=nn.MSELoss()))
