@@ -21,7 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LOWER = {"networks", "losses", "augment", "data", "training", "version"}
 MIDDLE = LOWER | {"supervisor", "adversarial", "evaluation"}
 MAY_IMPORT = {
-    "networks": {"version"},
+    "networks": {"augment", "version"},
     "losses": {"version"},
     "augment": {"data", "version"},
     "data": {"training", "version"},

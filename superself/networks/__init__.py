@@ -6,6 +6,7 @@ from superself.networks.backbones import build_backbone
 from superself.networks.combined import CombinedNet, feature_width, pool_features
 from superself.networks.decoders import Decoder, Upsampling
 from superself.networks.efficient import EfficientFeatures
+from superself.networks.halves import HalvesNet, LabHalves, PerHalf, Pool, build_halves, keep_rgb
 from superself.networks.heads import MLP
 from superself.networks.memory import FeatureQueue, MemoryBank
 from superself.networks.momentum import MomentumEncoder
@@ -17,12 +18,18 @@ __all__ = [
     "Decoder",
     "EfficientFeatures",
     "FeatureQueue",
+    "HalvesNet",
+    "LabHalves",
     "LayerNorm2d",
     "MemoryBank",
     "MomentumEncoder",
+    "PerHalf",
+    "Pool",
     "Upsampling",
     "build_backbone",
+    "build_halves",
     "feature_width",
+    "keep_rgb",
     "pool_features",
     "use_layer_norm",
 ]

@@ -1,0 +1,230 @@
+import math
+
+import pytest
+import torch
+from PIL import Image
+from skimage.color import rgb2lab
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from superself import SplitBrainNetSupervisor
+from superself.algorithms.splitbrain import ANNEALING, LabBins, ab_grid, lab_to_rgb, rare_first
+from superself.networks import Decoder, EfficientFeatures, LabHalves, PerHalf, Upsampling
+
+from cases import TinyBackbone, tiny_images
+from tensors import seeded
+
+
+def halves():
+    return LabHalves(TinyBackbone(1), TinyBackbone(2))
+
+
+def split_brain(n=16, **arguments):
+    return SplitBrainNetSupervisor(tiny_images(n), **{"backbone": halves(), "seed": 0, **arguments})
+
+
+def lab_of(images):
+    return torch.from_numpy(rgb2lab(images.double().numpy() / 255, channel_axis=1))
+
+
+def test_each_half_predicts_the_channels_of_the_other_and_never_sees_them():
+    supervisor = split_brain().eval()
+    fed = {}
+    for name, half in (("L", supervisor.model.backbone.lightness), ("ab", supervisor.model.backbone.colour)):
+        half.register_forward_pre_hook(lambda _, given, name=name: (fed.setdefault(name, given[0].requires_grad_()),))
+    ab_logits, l_logits = supervisor.model(tiny_images() / 255)
+    assert ab_logits.shape == (16, 261, 4, 4) and l_logits.shape == (16, 50, 4, 4)
+    for logits, seen, hidden in ((ab_logits, "L", "ab"), (l_logits, "ab", "L")):
+        gradients = torch.autograd.grad(
+            logits.square().sum(), [fed[seen], fed[hidden]], retain_graph=True, allow_unused=True
+        )
+        assert gradients[0].abs().max() > 0 and gradients[1] is None
+
+
+def test_the_loss_of_the_colours_trains_the_half_that_sees_none():
+    def of_colours(logits, bins, weights):
+        return cross_entropy(logits, bins) if logits.shape[1] == 261 else 0 * logits.detach().sum()
+
+    supervisor = split_brain(loss=of_colours)
+    supervisor._forward((tiny_images(), torch.arange(16))).backward()
+    backbone = supervisor.model.backbone
+    assert all(p.grad is not None for p in backbone.lightness.parameters())
+    assert all(p.grad is None for p in backbone.colour.parameters())
+
+
+def test_loss_is_the_sum_of_both_cross_entropies_by_hand():
+    supervisor = split_brain(4).eval()
+    images = tiny_images(4)
+    logits = supervisor.model(images / 255)
+    ab, _ = ab_grid(10)
+    slow = 0.0
+    for image, lab in enumerate(lab_of(images)):
+        for i in range(4):
+            for j in range(4):
+                colour = lab[:, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].mean((1, 2))
+                bins = (colour[1:] - ab).square().sum(1).argmin(), int(colour[0] // 2)
+                for own, target in zip(logits, bins, strict=True):
+                    slow -= own[image, :, i, j].log_softmax(0)[target].item() / 64
+    assert supervisor._forward((images, torch.arange(4))).item() == pytest.approx(slow, rel=1e-4)
+
+
+class Same(nn.Module):
+    """The same logits everywhere in every image, all equal at first."""
+
+    def __init__(self, bins):
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(bins, 1, 1))
+
+    def forward(self, output):
+        return self.logits.expand(len(output), -1, 4, 4)
+
+
+def test_uniform_logits_give_the_logarithm_of_the_numbers_of_bins():
+    supervisor = split_brain(predictor=PerHalf(Same(261), Same(50)))
+    loss = supervisor._forward((tiny_images(), torch.arange(16)))
+    assert loss.item() == pytest.approx(math.log(261) + math.log(50))
+    assert supervisor.chance_loss < loss.item() - 3  # colours are far from evenly spread
+
+
+@pytest.mark.parametrize("rebalance", [False, True])
+def test_chance_is_the_loss_of_the_best_answer_that_is_the_same_for_all_images(rebalance):
+    heads = PerHalf(Same(261), Same(50))
+    supervisor = split_brain(32, predictor=heads, rebalance=rebalance)
+    optimizer = torch.optim.Adam(heads.parameters(), lr=0.5)
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss = supervisor._forward((tiny_images(32), torch.arange(32)))
+        loss.backward()
+        optimizer.step()
+    assert loss.item() == pytest.approx(supervisor.chance_loss, abs=0.01)
+
+
+def test_chance_without_images_is_unknown_and_counts_once():
+    supervisor = split_brain()
+    assert supervisor.chance_loss == supervisor.chance_loss == supervisor._chance
+    supervisor.supervise(epochs=1, batch_size=8, name="run", progress=False)
+    assert SplitBrainNetSupervisor(backbone=halves()).load("run").chance_loss is None
+
+
+@pytest.mark.parametrize(("step", "count"), [(10, 261), (20, 76), (7.5, None)])
+def test_every_colour_has_a_bin_and_no_two_bins_are_one(step, count):
+    middles, bin_of_cell = ab_grid(step)
+    assert count in (None, len(middles)) and len(middles.unique(dim=0)) == len(middles)
+    bins = LabBins(step, 2, (40, 50))
+    colours = torch.rand(1, 3, 40, 50, generator=seeded()) * 255
+    lab = lab_of(colours).float()
+    found, lightness = bins(lab)
+    assert torch.allclose(
+        bins.ab[found].movedim(-1, 1), (lab[:, 1:] / step).round() * step
+    )  # one's own cell, none's other
+    assert torch.equal(lightness, (lab[:, 0] / 2).long())
+    row = torch.cat([torch.zeros(len(middles), 1), middles], 1).T.view(1, 3, 1, -1)
+    assert LabBins(step, 2, (1, len(middles)))(row)[0].flatten().tolist() == list(range(len(middles)))
+
+
+def test_colours_outside_have_the_nearest_bin():
+    bins = LabBins(10, 2, (1, 1))
+    far = torch.tensor([150.0, 300.0, -300.0]).view(1, 3, 1, 1)
+    ab, lightness = bins(far)
+    cell = torch.tensor([120.0, -120.0])
+    assert ab.item() == (bins.ab - cell).square().sum(1).argmin() and lightness.item() == 49
+
+
+@pytest.mark.parametrize(("ab_step", "l_step", "counts"), [(10, 2, (261, 50)), (20, 5, (76, 20)), (20, 3, (76, 34))])
+def test_heads_follow_the_bins(ab_step, l_step, counts):
+    supervisor = split_brain(ab_step=ab_step, l_step=l_step)
+    assert tuple(logits.shape[1] for logits in supervisor.model(tiny_images() / 255)) == counts
+    assert torch.isfinite(supervisor._forward((tiny_images(), torch.arange(16))))
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((32, 32), (8, 8)), ((96, 96), (16, 16)), ((225, 150), (16, 11)), ((20, 33), (5, 8))]
+)
+def test_map_has_a_quarter_of_the_size_or_the_resolution(shape, size):
+    supervisor = SplitBrainNetSupervisor(tiny_images(2, size=shape), backbone=halves())
+    assert supervisor.model.eval()(tiny_images(2, size=shape) / 255)[0].shape[2:] == size
+    assert supervisor.bins(torch.zeros(1, 3, *shape))[0].shape == (1, *size)
+
+
+def test_logits_are_linear():
+    for part in split_brain().model.predictor.children():
+        last = [module for module in part.modules() if not list(module.children())][-1]
+        assert type(last) is nn.Conv2d
+
+
+def test_heads_start_from_maps_where_the_backbone_has_some():
+    assert all(type(head) is Upsampling for head in split_brain().model.predictor.children())
+    default = SplitBrainNetSupervisor(tiny_images(2, size=(32, 32))).model
+    assert type(default.backbone.lightness) is EfficientFeatures
+    assert default.predictor.lightness[0].unflattened_size == (64, 7, 7)
+    vectors = SplitBrainNetSupervisor(tiny_images(2, size=(32, 32)), backbone="mobilenet_v3_small").model
+    assert type(vectors.predictor.lightness[1]) is Decoder
+
+
+def test_rare_colours_weigh_more():
+    share = torch.tensor([0.75, 0.25, 0.0, 0.0])
+    assert rare_first(share).tolist() == pytest.approx([1 / (0.375 + 0.125), 1 / (0.125 + 0.125), 8.0, 8.0])
+    seen = []
+
+    def noting(logits, bins, weights):
+        seen.append(weights)
+        return logits.mean()
+
+    split_brain(rebalance=True, loss=noting)._forward((tiny_images(), torch.arange(16)))
+    split_brain(loss=noting)._forward((tiny_images(), torch.arange(16)))
+    assert seen[0].shape == (261,) and seen[1:] == [None, None, None]
+
+
+def test_annealed_mean_lies_between_the_mean_and_the_likeliest_bin():
+    bins = LabBins(10, 2, (1, 1))
+    probability = torch.zeros(1, 261, 1, 1)
+    probability[0, [3, 200]] = torch.tensor([0.7, 0.3]).view(2, 1, 1)
+    l_logits = torch.full((1, 50, 1, 1), -1e9)
+    l_logits[0, 10] = 0.0
+    ab, lightness = bins.annealed_means(probability.log(), l_logits)
+    first = 0.7 ** (1 / ANNEALING) / (0.7 ** (1 / ANNEALING) + 0.3 ** (1 / ANNEALING))
+    assert torch.allclose(ab[0, :, 0, 0], first * bins.ab[3] + (1 - first) * bins.ab[200], atol=1e-3)
+    assert lightness.item() == 21
+
+
+def test_lab_to_rgb_undoes_rgb_to_lab():
+    colours = torch.rand(2, 3, 5, 7, generator=seeded())
+    assert torch.allclose(lab_to_rgb(LabHalves.lab(colours)), colours, atol=1e-3)
+
+
+def test_reconstruction_is_a_picture_of_five_columns():
+    supervisor = split_brain()
+    before = supervisor.generator.get_state()
+    path = supervisor.show_reconstruction("pictures/split.png", count=3)
+    with Image.open(path) as picture:
+        assert picture.size == (5 * (16 + 2), 3 * (16 + 2))
+    assert torch.equal(supervisor.generator.get_state(), before) and supervisor.training
+
+
+def test_learns_which_colour_goes_with_a_lightness_on_images_it_has_not_seen():
+    supervisor = SplitBrainNetSupervisor(shaded(64), ab_step=20, l_step=10, backbone=halves(), seed=0)
+    supervisor.supervise(lr=1e-2, epochs=12, batch_size=16, name="run", progress=False)
+    supervisor.eval()
+    with torch.no_grad():
+        assert supervisor._forward((shaded(32, seed=1), torch.arange(32))) < 0.6 * supervisor.chance_loss
+
+
+def shaded(n, seed=0):
+    """Images of one colour each: the brighter, the redder."""
+    level = torch.rand(n, 1, 1, generator=seeded(seed)) * 200
+    return torch.stack([30 + level, 20 + level / 2, 60 - level / 4], 1).expand(-1, -1, 16, 16).to(torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"ab_step": 0}, {"ab_step": 200}, {"l_step": 0}, {"l_step": 80}, {"resolution": 0}]
+)
+def test_numbers_that_leave_no_bins_are_refused(arguments):
+    with pytest.raises(ValueError, match="give no bins or no map; pass ab_step from 2 to 100"):
+        split_brain(**arguments)
+
+
+def test_normalize_and_grey_images_are_refused():
+    with pytest.raises(ValueError, match="normalize=.* leave it out"):
+        split_brain(normalize=(0.5, 0.5))
+    with pytest.raises(ValueError, match="4 channels"):
+        SplitBrainNetSupervisor(tiny_images(channels=4))
