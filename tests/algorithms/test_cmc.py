@@ -1,0 +1,256 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from superself import ContrastiveMultiviewCodingSupervisor
+from superself.networks import LabHalves, PerHalf, Pool, pool_features
+
+from cases import TinyBackbone, tiny_images
+
+
+def cmc(n=16, **arguments):
+    backbone = LabHalves(TinyBackbone(1), TinyBackbone(2))
+    given = {"backbone": backbone, "seed": 0, "augment": as_it_is, **arguments}
+    return ContrastiveMultiviewCodingSupervisor(tiny_images(n), **given)
+
+
+def as_it_is(images):
+    return images
+
+
+def batch(*places):
+    places = torch.tensor(places)
+    return tiny_images()[places], places
+
+
+def slow_loss(anchors, positives, bank, places):
+    """The softmax over the positive and every other image's row, by hand."""
+    losses = []
+    for anchor, positive, place in zip(anchors, positives, places, strict=True):
+        own = math.exp((anchor @ positive).item() / 0.07)
+        others = sum(math.exp((anchor @ row).item() / 0.07) for j, row in enumerate(bank) if j != place)
+        losses.append(-math.log(own / (own + others)))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("contrast", ["bank", "batch"])
+def test_loss_equals_the_double_loop_in_both_directions(contrast):
+    supervisor = cmc(contrast=contrast).eval()
+    images, places = batch(3, 0, 9)
+    grey, ab = (normalize(z, dim=1) for z in supervisor.model(images / 255))
+    if contrast == "bank":
+        l_rows, ab_rows = supervisor.l_bank.features, supervisor.ab_bank.features
+        slow = slow_loss(grey, ab_rows[places], ab_rows, places) + slow_loss(ab, l_rows[places], l_rows, places)
+    else:
+        slow = slow_loss(grey, ab, ab, range(3)) + slow_loss(ab, grey, grey, range(3))
+    assert supervisor._forward((images, places)).item() == pytest.approx(slow, rel=1e-4)
+
+
+class Fixed(nn.Module):
+    """The same embedding for every image."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = nn.Parameter(torch.tensor(values))
+
+    def forward(self, output):
+        return self.values.expand(len(output), -1)
+
+
+def test_a_number_worked_by_hand():
+    supervisor = cmc(n=2, projector=PerHalf(Fixed([1.0, 0.0]), Fixed([1.0, 0.0])), temperature=1.0)
+    for bank in (supervisor.l_bank, supervisor.ab_bank):
+        bank.features[:] = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    loss = supervisor._forward((tiny_images(2)[:1], torch.tensor([0])))
+    assert loss.item() == pytest.approx(2 * math.log(1 + math.exp(-1)))  # 1 to its own row, 0 to the other image's
+
+
+def test_anchors_meet_the_bank_of_the_other_half():
+    seen = []
+
+    def noting(*given):
+        seen.append(given)
+        return given[0].sum()
+
+    supervisor = cmc(loss=noting)
+    images, places = batch(5, 2)
+    supervisor.eval()._forward((images, places))
+    grey, ab = supervisor.model(images / 255)
+    (anchor, positive, rows, own), (anchor2, positive2, rows2, _) = seen
+    assert (
+        torch.equal(anchor, grey)
+        and torch.equal(positive, supervisor.ab_bank.features[places])
+        and rows is supervisor.ab_bank.features
+    )
+    assert (
+        torch.equal(anchor2, ab)
+        and torch.equal(positive2, supervisor.l_bank.features[places])
+        and rows2 is supervisor.l_bank.features
+    )
+    assert own.nonzero().tolist() == [[0, 5], [1, 2]]  # an image's own row is no negative
+
+
+def test_both_banks_are_written_after_the_step_at_the_places_of_the_batch():
+    class Looks(ContrastiveMultiviewCodingSupervisor):
+        def _update(self, *arguments):
+            banks = self.l_bank, self.ab_bank
+            old = [bank.features.clone() for bank in banks]
+            noted = [bank._noted for bank in banks]
+            super()._update(*arguments)
+            for bank, before, (places, embeddings) in zip(banks, old, noted, strict=True):
+                others = torch.ones(16, dtype=torch.bool)
+                others[places] = False
+                mixed = normalize(0.25 * before[places] + 0.75 * normalize(embeddings, dim=1), dim=1)
+                assert torch.allclose(bank.features[places], mixed, atol=1e-6)
+                assert torch.equal(bank.features[others], before[others])
+            assert not torch.equal(noted[0][1], noted[1][1])
+
+    backbone = LabHalves(TinyBackbone(1), TinyBackbone(2))
+    supervisor = Looks(tiny_images(), backbone=backbone, momentum=0.25)
+    supervisor.supervise(epochs=2, batch_size=4, name="run", progress=False)
+
+
+def test_both_encoders_and_both_heads_are_trained_and_stored_with_both_banks():
+    supervisor = cmc()
+    supervisor.supervise(epochs=1, batch_size=8, name="run", progress=False)
+    stored = torch.load("run.pt", weights_only=True)["model"]
+    for part in (
+        "model.backbone.lightness.",
+        "model.backbone.colour.",
+        "model.predictor.lightness.",
+        "model.predictor.colour.",
+    ):
+        assert any(name.startswith(part) for name in stored)
+        assert all(p.grad is not None for name, p in supervisor.named_parameters() if name.startswith(part))
+    for name in ("l_bank.features", "ab_bank.features"):
+        assert torch.allclose(stored[name].norm(dim=1), torch.ones(16))
+
+
+def test_lab_is_made_of_the_augmented_rgb_view():
+    seen = []
+
+    def darker(images):
+        seen.append(images.clone())
+        return images / 2
+
+    supervisor = cmc(augment=darker).eval()
+    fed = []
+    supervisor.model.backbone.lightness.register_forward_pre_hook(lambda module, given: fed.append(given[0]))
+    images, places = batch(1, 2)
+    supervisor._forward((images, places))
+    assert torch.allclose(seen[0], images / 255)  # RGB in [0, 1] goes into the augmentation
+    assert torch.allclose(fed[0], LabHalves.lab(images / 510)[:, :1] / 25 - 2, atol=1e-5)
+
+
+def test_halves_see_the_same_crop():
+    fed = {}
+    supervisor = cmc(augment=None)
+    for name, half in (("L", supervisor.model.backbone.lightness), ("ab", supervisor.model.backbone.colour)):
+        half.register_forward_pre_hook(lambda module, given, name=name: fed.update({name: given[0]}))
+    images = torch.zeros(16, 3, 16, 16, dtype=torch.uint8)
+    images[:, 0, :, 8:] = 255  # black to the left, red to the right
+    supervisor._forward((images, torch.arange(16)))
+    half_red = LabHalves.lab(torch.tensor([0.5, 0, 0]).view(1, 3, 1, 1))[0, :2].flatten()  # on the way from black
+    red = fed["L"][:, 0] > half_red[0] / 25 - 2
+    assert torch.equal(red, fed["ab"][:, 0] > half_red[1] / 15) and 0.2 < red.float().mean() < 0.8
+    assert len({view.sum().item() for view in red}) > 3  # and every image has a crop of its own
+
+
+def test_default_views_are_crops_and_flips_in_colour():
+    supervisor = cmc(augment=None)
+    (view,) = supervisor.views(tiny_images(), supervisor.generator)
+    assert view.shape == (16, 3, 16, 16) and view.min() >= 0 and view.max() <= 1
+    assert (view.amax(1) - view.amin(1)).amax((1, 2)).min() > 0.02  # none was made grey
+
+
+def test_features_of_both_halves_or_of_the_lightness_alone():
+    images = tiny_images() / 255
+    both, only = cmc().eval(), cmc(features="L").eval()
+    assert both.get_backbone()(images).shape == (16, 32)
+    assert torch.equal(only.get_backbone()(images), pool_features(only.model.backbone.halves(images)[0]))
+    only.train().supervise(epochs=1, batch_size=8, name="run", progress=False)
+    assert all(p.grad is not None for p in only.model.backbone.colour.parameters())
+    backbone = LabHalves(TinyBackbone(1), TinyBackbone(2))
+    loaded = ContrastiveMultiviewCodingSupervisor(backbone=backbone).load("run")
+    assert loaded.get_backbone()(images).shape == (16, 16)
+
+
+@pytest.mark.parametrize(("n", "negatives", "candidates"), [(16, 16384, 16), (16, 5, 6), (16, 15, 16)])
+def test_chance_counts_the_rows_there_are(n, negatives, candidates):
+    supervisor = cmc(n, negatives=negatives)
+    assert supervisor.chance_loss == pytest.approx(2 * math.log(candidates))
+
+
+def test_chance_in_the_batch_is_known_once_its_size_is():
+    supervisor = cmc(contrast="batch")
+    assert supervisor.chance_loss is None
+    supervisor.supervise(epochs=1, batch_size=8, name="run", progress=False)
+    assert supervisor.chance_loss == pytest.approx(2 * math.log(8))
+
+
+def test_an_image_that_is_twice_in_the_batch_is_not_its_own_negative():
+    heads = PerHalf(Fixed([1.0, 0.0]), Fixed([1.0, 0.0]))
+    supervisor = cmc(projector=heads, contrast="batch")
+    assert supervisor._forward(batch(4, 4, 4)).item() == pytest.approx(0)
+    assert supervisor._forward(batch(4, 4, 5)).item() == pytest.approx(2 * (2 * math.log(2) + math.log(3)) / 3)
+
+
+def test_equal_embeddings_of_all_images_give_chance():
+    supervisor = cmc(projector=PerHalf(Fixed([1.0, 2.0]), Fixed([3.0, 1.0])))
+    for bank, row in ((supervisor.l_bank, [1.0, 2.0]), (supervisor.ab_bank, [3.0, 1.0])):
+        bank.features[:] = normalize(torch.tensor([row]), dim=1)
+    assert supervisor._forward(batch(0, 1, 2)).item() == pytest.approx(supervisor.chance_loss, rel=1e-5)
+
+
+def test_negatives_are_drawn_from_the_generator_of_the_run():
+    supervisor = cmc(negatives=4).eval()
+    losses = []
+    for seed in (3, 3, 4):
+        supervisor.generator.manual_seed(seed)
+        losses.append(supervisor._forward(batch(0, 1)).item())
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("contrast", ["bank", "batch"])
+def test_finds_the_other_half_of_images_it_has_not_seen(contrast):
+    """Colour and brightness go together in these images; what was learnt holds for others."""
+    supervisor = ContrastiveMultiviewCodingSupervisor(
+        shaded(64), backbone=LabHalves(TinyBackbone(1), TinyBackbone(2)), augment=as_it_is, contrast=contrast, seed=0
+    )
+    supervisor.supervise(lr=1e-2, epochs=20, batch_size=16, name="run", progress=False)
+    supervisor.eval()
+    with torch.no_grad():
+        grey, ab = (normalize(z, dim=1) for z in supervisor.model(shaded(32, seed=1) / 255))
+    rank = ((grey @ ab.T) > (grey * ab).sum(1, keepdim=True)).sum(1)  # how many others are nearer than the own half
+    assert rank.float().mean() < 5  # 15.5 by chance
+
+
+def shaded(n, seed=0):
+    """Images of one colour each: the brighter, the redder."""
+    level = torch.rand(n, 1, 1, generator=torch.Generator().manual_seed(seed)) * 200
+    return torch.stack([30 + level, 20 + level / 2, 60 - level / 4], 1).expand(-1, -1, 16, 16).to(torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"negatives": 0}, "negatives=0 rows leave nothing"),
+        ({"momentum": 1.0}, "momentum=1.0"),
+        ({"temperature": 0}, "temperature=0"),
+        ({"features": "ab"}, "features='ab'"),
+        ({"contrast": "queue"}, "contrast='queue' is unknown; pass 'bank' or 'batch'"),
+        ({"normalize": (0.5, 0.5)}, "normalize=.* leave it out"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cmc(**arguments)
+
+
+def test_projector_of_ones_own_decides_the_width_of_the_banks():
+    heads = (nn.Sequential(Pool(), nn.Linear(16, 24)) for _ in range(2))
+    supervisor = cmc(projector=PerHalf(*heads))
+    assert supervisor.l_bank.features.shape == supervisor.ab_bank.features.shape == (16, 24)
