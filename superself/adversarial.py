@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ class AdversarialSupervisor(Supervisor):
         discriminator_lr: learning rate of the second player as a multiple of the first's.
     Raises:
         ValueError: if ``discriminator_lr`` is not positive.
+        TypeError: at the first step, if ``_forward`` leaves no ``discriminator_loss``.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class AdversarialSupervisor(Supervisor):
         lr: float,
         lr_scheduler: Callable[..., Any] | None,
     ) -> tuple[BatchLoader, Optimizer, Any]:
+        @wraps(optimizer, updated=())  # so that it is asked for what the optimiser itself can do
         def pair(parameters: list[Any], lr: float, **options: Any) -> Optimizer:
             groups = parameters if isinstance(parameters[0], dict) else [{"params": parameters}]
             second = {id(p) for p in self.discriminator.parameters()}
@@ -73,6 +76,11 @@ class AdversarialSupervisor(Supervisor):
         if self.discriminator is None:
             super()._update(loss, optimizer, lr_scheduler)
             return
+        if self.discriminator_loss is None:
+            raise TypeError(
+                f"{type(self).__name__}._forward left no loss in self.discriminator_loss; set it there, a scalar like what "
+                "_forward returns."
+            )
         second = [p for p in self.discriminator.parameters() if p.requires_grad]
         own = {id(p) for p in second}
         first = [p for p in self.parameters() if p.requires_grad and id(p) not in own]

@@ -91,7 +91,7 @@ class Supervisor(nn.Module):
         normalize: tuple[Any, Any] | None = None,
         **unknown: Any,
     ) -> None:
-        check_known(unknown, type(self).__init__, Supervisor.__init__)
+        check_known(unknown, *(cls.__init__ for cls in type(self).__mro__ if issubclass(cls, Supervisor)))
         super().__init__()
         if seed is not None:
             torch.manual_seed(seed)
