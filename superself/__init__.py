@@ -1,6 +1,22 @@
 """superself: self-supervised learning on images. Two lines train a backbone without labels; one measures it."""
 
-from superself.algorithms import BYOLSupervisor, RotateNetSupervisor, create, list_algorithms
+from superself.algorithms import (
+    BiGanSupervisor,
+    BYOLSupervisor,
+    ContextNetSupervisor,
+    ContrastiveMultiviewCodingSupervisor,
+    ContrastivePredictiveCodingSupervisor,
+    DenoiseNetSupervisor,
+    ExemplarNetSupervisor,
+    InstanceDiscriminationSupervisor,
+    JigsawNetSupervisor,
+    MomentumContrastSupervisor,
+    PIRLSupervisor,
+    RotateNetSupervisor,
+    SplitBrainNetSupervisor,
+    create,
+    list_algorithms,
+)
 from superself.evaluation import compare, features
 from superself.evaluation.label import LabelSupervisor
 from superself.networks import CombinedNet
@@ -9,9 +25,20 @@ from superself.version import __version__
 
 __all__ = [
     "BYOLSupervisor",
+    "BiGanSupervisor",
     "CombinedNet",
+    "ContextNetSupervisor",
+    "ContrastiveMultiviewCodingSupervisor",
+    "ContrastivePredictiveCodingSupervisor",
+    "DenoiseNetSupervisor",
+    "ExemplarNetSupervisor",
+    "InstanceDiscriminationSupervisor",
+    "JigsawNetSupervisor",
     "LabelSupervisor",
+    "MomentumContrastSupervisor",
+    "PIRLSupervisor",
     "RotateNetSupervisor",
+    "SplitBrainNetSupervisor",
     "Supervisor",
     "__version__",
     "compare",

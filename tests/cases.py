@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 import superself
 from superself import Supervisor
+from superself.networks import LabHalves
 
 
 class TinyBackbone(nn.Module):
-    """Two convolutions with batch norm, to feature maps (B, 16, h, w); always the same initial weights."""
+    """Two convolutions with batch norm, to feature maps (B, width, h, w); always the same initial weights."""
 
-    def __init__(self, channels: int = 3) -> None:
+    def __init__(self, channels: int = 3, width: int = 16) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -24,13 +25,18 @@ class TinyBackbone(nn.Module):
                 nn.Conv2d(channels, 8, 3, stride=2, padding=1),
                 nn.BatchNorm2d(8),
                 nn.ReLU(),
-                nn.Conv2d(8, 16, 3, stride=2, padding=1),
-                nn.BatchNorm2d(16),
+                nn.Conv2d(8, width, 3, stride=2, padding=1),
+                nn.BatchNorm2d(width),
                 nn.ReLU(),
             )
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images)
+
+
+def tiny_halves(channels: int = 3) -> LabHalves:
+    """A tiny backbone for the lightness and one for the colours of RGB images, with 16 features together."""
+    return LabHalves(TinyBackbone(1, width=8), TinyBackbone(2, width=8))
 
 
 def tiny_images(n: int = 16, channels: int = 3, size: tuple[int, int] = (16, 16), seed: int = 0) -> Tensor:
@@ -46,7 +52,8 @@ def tiny_images(n: int = 16, channels: int = 3, size: tuple[int, int] = (16, 16)
 class Case:
     """An algorithm and the arguments that make it small enough for a test.
 
-    ``channels``: those of the images that it takes. ``loss_falls``: false for a game of two players, where no loss need fall.
+    ``channels``: those of the images that it takes.
+    ``loss_falls``: false for a game of two players, where no loss need fall, and where it rises while a queue fills.
     ``mixes_batch``: false where the features of an image must not depend on the other images, in train mode too.
     """
 
@@ -65,6 +72,17 @@ class Case:
 
 
 CASES = [
+    Case(superself.BiGanSupervisor, {"latent": 4}, lr=1e-3, loss_falls=False),
     Case(superself.BYOLSupervisor, {"momentum": 0.9}, lr=1e-3),
+    Case(superself.ContextNetSupervisor),
+    Case(superself.ContrastiveMultiviewCodingSupervisor, backbone=tiny_halves, channels=(3,)),
+    Case(superself.ContrastivePredictiveCodingSupervisor, lr=1e-3, mixes_batch=False),
+    Case(superself.DenoiseNetSupervisor),
+    Case(superself.ExemplarNetSupervisor),
+    Case(superself.InstanceDiscriminationSupervisor),
+    Case(superself.JigsawNetSupervisor),
+    Case(superself.MomentumContrastSupervisor, {"queue_size": 32, "momentum": 0.9}, loss_falls=False),
+    Case(superself.PIRLSupervisor),
     Case(superself.RotateNetSupervisor),
+    Case(superself.SplitBrainNetSupervisor, backbone=tiny_halves, channels=(3,)),
 ]

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from superself.algorithms.bigan import BiGanSupervisor
 from superself.algorithms.byol import BYOLSupervisor
+from superself.algorithms.cmc import ContrastiveMultiviewCodingSupervisor
+from superself.algorithms.context import ContextNetSupervisor
+from superself.algorithms.cpc import ContrastivePredictiveCodingSupervisor
+from superself.algorithms.denoise import DenoiseNetSupervisor
+from superself.algorithms.discrimination import InstanceDiscriminationSupervisor
+from superself.algorithms.exemplarnet import ExemplarNetSupervisor
+from superself.algorithms.jigsaw import JigsawNetSupervisor
+from superself.algorithms.moco import MomentumContrastSupervisor
+from superself.algorithms.pirl import PIRLSupervisor
 from superself.algorithms.rotatenet import RotateNetSupervisor
+from superself.algorithms.splitbrain import SplitBrainNetSupervisor
 from superself.supervisor import Supervisor
 
 ALGORITHMS: dict[str, type[Supervisor]] = {
@@ -31,4 +42,21 @@ def create(algorithm: str, *args: Any, **kwargs: Any) -> Supervisor:
     return ALGORITHMS[algorithm](*args, **kwargs)
 
 
-__all__ = ["ALGORITHMS", "BYOLSupervisor", "RotateNetSupervisor", "create", "list_algorithms"]
+__all__ = [
+    "ALGORITHMS",
+    "BYOLSupervisor",
+    "BiGanSupervisor",
+    "ContextNetSupervisor",
+    "ContrastiveMultiviewCodingSupervisor",
+    "ContrastivePredictiveCodingSupervisor",
+    "DenoiseNetSupervisor",
+    "ExemplarNetSupervisor",
+    "InstanceDiscriminationSupervisor",
+    "JigsawNetSupervisor",
+    "MomentumContrastSupervisor",
+    "PIRLSupervisor",
+    "RotateNetSupervisor",
+    "SplitBrainNetSupervisor",
+    "create",
+    "list_algorithms",
+]

@@ -30,9 +30,9 @@ class ContrastiveMultiviewCodingSupervisor(Supervisor):
     Source: Tian et al., Contrastive Multiview Coding, arXiv:1906.05849, "Contrastive learning with two views"; numbers, views and
         positives out of the banks as in the authors' code.
     Deviations: a softmax over the positive and K negatives (InfoNCE) in place of its approximation by noise-contrastive
-        estimation; one draw of negatives serves the whole batch; two encoders of full width; Adam.
+        estimation; one draw of negatives serves the whole batch; two encoders of full width; Adam (lr 1e-3, batches of 64).
         An image's row is written once an epoch, so nothing is learnt before the second; ``contrast="batch"`` learns from the
-        first step, and more in short runs (8,000 CIFAR-10 images with small encoders: linear 41 % from 33 % at random, 39 to
+        first step, and more in short runs (about 8,000 CIFAR-10 images, small encoders: linear 41 % from 33 % at random, 39 to
         40 % with banks). Banks with the current embedding as the positive were tried and stay at chance: embeddings that keep
         moving are told from rows of the past by their age.
     Args:
