@@ -36,7 +36,7 @@ class ContextNetSupervisor(AdversarialSupervisor):
     Deviations: blocks are squares of one size. The decoder gives whole images, of which the region is used; with random blocks
         the authors' discriminator sees all of it, and their squared error counts all of it. Both players step at once.
         The map that the channel-wise layer takes is pooled to 7 x 7; a backbone that gives one vector is a map of one place.
-        Adam with lr 1e-3 and batches of 64 was tried on CIFAR-10, for about 70 steps.
+        Adam with lr 1e-3 and batches of 32 was tried on CIFAR-10, for about 400 steps (bench/RESULTS.md).
     Args:
         dataset: see Supervisor, as are the options that are not listed here.
         region: "random" for blocks at random places, others for each image, or "center" for half of both sides.

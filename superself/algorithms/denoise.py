@@ -29,7 +29,7 @@ class DenoiseNetSupervisor(Supervisor):
         doi:10.1145/1390156.1390294, Sec. 2.3.
     Deviations: the whole network is trained at once, not layer by layer with tied weights; squared error of normalised colours in
         place of cross-entropy; each pixel is destroyed with probability p, not exactly a share p of them.
-        Adam with lr 1e-3 and batches of 64 was tried on CIFAR-10, for about 100 steps.
+        Adam with lr 1e-3 and batches of 32 was tried on CIFAR-10, for about 340 steps (bench/RESULTS.md).
     Args:
         dataset: see Supervisor, as are the options that are not listed here.
         p: share of the pixels that are destroyed, the paper's nu; not used by "gaussian".

@@ -39,7 +39,7 @@ class Fixed(nn.Module):
 
 
 def test_losses_are_the_cross_entropies_with_labels_and_with_swapped_ones():
-    supervisor = bigan(gradient_penalty=0, discriminator=Fixed(0.3, -1.2))
+    supervisor = bigan(discriminator=Fixed(0.3, -1.2))
     loss = loss_of(supervisor)
     says_real = [1 / (1 + math.exp(-logit)) for logit in (0.3, -1.2)]  # D(x, E(x)), D(G(z), z)
     assert supervisor.discriminator_loss.item() == pytest.approx(
@@ -81,7 +81,7 @@ def test_encoder_and_generator_are_each_taught_by_their_own_pairs(kind):
     def only(yes, no):
         return softplus(no).mean() if kind == "real" else softplus(-yes).mean()
 
-    supervisor = bigan(loss=only, gradient_penalty=0)
+    supervisor = bigan(loss=only)
     loss_of(supervisor).backward()
     of_encoder = [p.grad is not None and p.grad.any().item() for p in supervisor.model.parameters()]
     of_generator = [p.grad is not None and p.grad.any().item() for p in supervisor.decoder.parameters()]
@@ -146,39 +146,6 @@ def test_latents_are_drawn_from_the_generator_of_the_run():
     assert torch.equal(loss_of(supervisor), first)
 
 
-def test_penalty_is_the_mean_squared_slope_at_the_pairs():
-    class Linear(nn.Module):
-        """Logits that rise by 2 with each pixel and by 3 with each value of the latent."""
-
-        def __init__(self):
-            super().__init__()
-            self.slopes = nn.Parameter(torch.tensor([2.0, 3.0]))
-
-        def forward(self, images, latents):
-            return self.slopes[0] * images.flatten(1).sum(1) + self.slopes[1] * latents.sum(1)
-
-    losses = {}
-    for weight in (0.0, 0.1):
-        supervisor = bigan(tiny_images(4), latent=5, gradient_penalty=weight, discriminator=Linear())
-        loss = loss_of(supervisor, tiny_images(4))
-        losses[weight] = supervisor.discriminator_loss
-    pixels = 3 * 16 * 16
-    slow = 0.1 / 2 * (pixels / 1024 * (2**2 * pixels) + 3**2 * 5)
-    assert (losses[0.1] - losses[0.0]).item() == pytest.approx(slow, rel=1e-4)
-    slope = torch.autograd.grad(
-        losses[0.1] - losses[0.0] + 0 * loss, supervisor.discriminator.slopes, allow_unused=True
-    )
-    assert slope[0] is not None  # it reaches the discriminator through the slopes
-
-
-def test_penalty_does_not_reach_encoder_and_generator():
-    losses = []
-    for weight in (0.0, 10.0):
-        supervisor = bigan(gradient_penalty=weight)
-        losses.append(torch.autograd.grad(loss_of(supervisor), list(supervisor.decoder.parameters())))
-    assert all(torch.equal(a, b) for a, b in zip(*losses, strict=True))
-
-
 def test_forward_works_without_gradients():
     with torch.no_grad():
         assert torch.isfinite(loss_of(bigan().eval()))
@@ -235,42 +202,33 @@ def test_shows_images_their_reconstructions_and_samples_and_changes_nothing():
     assert all(torch.equal(v, before[k]) for k, v in supervisor.state_dict().items())
 
 
-def two_kinds(n, seed):
-    """Reddish images that get brighter to the right, and bluish ones that get darker, with noise."""
-    kind = torch.arange(n) % 2
-    colour = torch.tensor([[200.0, 60, 40], [40, 80, 190]])[kind].view(n, 3, 1, 1)
-    ramp = torch.linspace(-30, 30, 16) * torch.where(kind == 0, 1, -1).view(n, 1, 1, 1)
-    noise = 20 * torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
-    return (colour + ramp + noise).clamp(0, 255).to(torch.uint8), kind
+def shades(n, seed):
+    """Grey images from dark to bright (n, 3, 8, 8), with noise, and how bright each is in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    shade = torch.rand(n, generator=generator)
+    images = 40 + 170 * shade.view(n, 1, 1, 1) + 15 * torch.randn(n, 3, 8, 8, generator=generator)
+    return images.clamp(0, 255).to(torch.uint8), shade
 
 
-def test_what_comes_back_of_unseen_images_is_of_their_own_kind():
-    """A game of few steps can go either way; with this seed, and a discriminator left to itself, it goes well."""
-    supervisor = bigan(two_kinds(64, seed=0)[0], latent=2, discriminator_lr=1.0, gradient_penalty=0.0, seed=1)
-    supervisor.supervise(
-        lr=2e-3,
-        epochs=75,
-        batch_size=32,
-        name="run",
-        lr_scheduler=warmup_cosine(0.1),
-        precision="32-true",
-        progress=False,
-    )
-    images, kind = two_kinds(40, seed=1)
+def test_unseen_images_come_back_as_their_own_kind():
+    supervisor = bigan(shades(128, seed=0)[0], latent=2)
+    settings = {"lr_scheduler": warmup_cosine(0.1), "precision": "32-true", "progress": False}
+    supervisor.supervise(lr=1e-3, epochs=100, batch_size=32, name="run", **settings)
+    images, shade = shades(64, seed=5)
+    wanted = supervisor.preprocessing(images)
     with torch.no_grad():
         found = supervisor.eval().reconstruct(images)
-    wanted = supervisor.preprocessing(images)
-    centres = torch.stack([wanted[kind == k].mean(0) for k in (0, 1)])  # (2, C, H, W)
-    distances = (found[:, None] - centres).square().flatten(2).mean(2)  # (40, 2)
-    assert (distances.argmin(1) == kind).float().mean() > 0.9
-    assert (found - wanted).square().mean() < 1  # predicting the mean gives 1
+    error, error_to_another = ((found - other).square().mean() for other in (wanted, wanted.roll(1, 0)))
+    assert error < 0.7 and error < 0.3 * error_to_another  # predicting the mean gives 1
+    dark, bright = wanted[shade < 0.3].mean(0), wanted[shade > 0.7].mean(0)
+    nearer_to_dark = (found - dark).square().mean((1, 2, 3)) < (found - bright).square().mean((1, 2, 3))
+    assert nearer_to_dark[shade < 0.3].float().mean() > 0.9 and nearer_to_dark[shade > 0.7].float().mean() < 0.1
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"latent": 0}, "latent=0 is the number of values of z; pass a whole number of at least 1"),
-        ({"gradient_penalty": -1.0}, "gradient_penalty=-1.0 must not be negative; pass 0 for none"),
         ({"beta1": 1.0}, r"beta1=1.0 must be in \[0, 1\)"),
         ({"discriminator_lr": 0}, "discriminator_lr=0 multiplies lr"),
     ],
