@@ -119,7 +119,11 @@ def test_an_optimiser_of_the_users_own_may_be_any_function():
     assert [group["momentum"] for group in optimizer.param_groups] == [0.9, 0.9]
 
 
-@pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.1, "lr_scheduler": warmup_cosine(0.3)}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"weight_decay": 0.1, "lr_scheduler": warmup_cosine(0.3)}],
+    ids=["plain", "weight decay and schedule"],
+)
 def test_resumed_run_equals_uninterrupted_run(settings):
     class Stopped(Game):
         def _update(self, *arguments):
