@@ -48,22 +48,10 @@ HEAD = (
     *("algorithm", "contestant", "seed", "minutes", "images seen", "images/s"),
     *("kNN, %", "linear, %", "loss of test images"),
 )
-SAME = (
-    "data",
-    "size",
-    "minutes",
-    "backbone",
-    "batch_size",
-    "lr",
-    "images",
-    "evaluate",
-    "peer",
-)  # of the rows of a table
+SAME = ("data", "size", "minutes", "backbone", "batch_size", "lr", "evaluate", "peer")  # of the rows of a table
 SCHEDULE = warmup_cosine(0.1)
 WARM = 2.0  # seconds that are timed before, at the least
 ROUNDED = 0.1  # of an epoch: a last one that is shorter is not begun
-
-
 LOSS_OF = 512  # images that the pretext loss is measured on, at the most
 BASELINES: dict[tuple[str, int], dict[str, float]] = {}  # of random networks, by description and seed
 

@@ -96,7 +96,7 @@ class ContrastiveMultiviewCodingSupervisor(Supervisor):
     @property
     def chance_loss(self) -> float | None:
         """2 ln of the number of candidates: rows of a bank, or images of the batch; None where there are none to choose from."""
-        candidates = min(self.negatives + 1, len(self.ab_bank.features))
+        candidates = self.ab_bank.candidates(self.negatives)
         if self.contrast == "batch":
             candidates = self.settings["batch_size"] if hasattr(self, "settings") else 1
         return 2 * math.log(candidates) if candidates > 1 else None

@@ -86,9 +86,7 @@ class InstanceDiscriminationSupervisor(Supervisor):
     @property
     def chance_loss(self) -> float:
         """ln of the number of candidates, and two for each unit of the proximal term: any row is as likely as the own one."""
-        rows = len(self.bank.features)
-        candidates = rows if self.negatives is None else min(self.negatives + 1, rows)
-        return math.log(candidates) + 2 * self.proximal
+        return math.log(self.bank.candidates(self.negatives)) + 2 * self.proximal
 
     def _forward(self, data: tuple[Tensor, Tensor]) -> Tensor:
         images, places = data

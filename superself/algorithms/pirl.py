@@ -143,8 +143,7 @@ class PIRLSupervisor(Supervisor):
     @property
     def chance_loss(self) -> float:
         """ln of the number of candidates: any row is as likely as the own one."""
-        rows = len(self.bank.features)
-        return math.log(rows if self.negatives is None else min(self.negatives + 1, rows))
+        return math.log(self.bank.candidates(self.negatives))
 
     def _forward(self, data: tuple[Tensor, Tensor]) -> Tensor:
         images, places = data

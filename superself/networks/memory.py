@@ -98,6 +98,11 @@ class MemoryBank(nn.Module):
         drawn = torch.randint(size, (count,), generator=generator).to(places.device, non_blocking=True)
         return self.features[drawn], places[:, None] == drawn
 
+    def candidates(self, count: int | None) -> int:
+        """Among how many rows an image finds its own when ``count`` rows are drawn as negatives; None takes the whole bank."""
+        size = len(self.features)
+        return size if count is None else min(count + 1, size)
+
     def remember(self, places: Tensor, embeddings: Tensor) -> None:
         """Notes embeddings (B, D) of the images at ``places`` (B,) for the next ``commit``."""
         self._noted = places, embeddings.detach()

@@ -93,6 +93,11 @@ def test_bank_tells_own_rows_among_the_negatives():
     assert bank.negatives(places, 6, generator)[0].shape == (6, 4)
 
 
+def test_bank_counts_the_rows_that_an_image_is_told_from():
+    bank = MemoryBank(6, 4)
+    assert [bank.candidates(count) for count in (None, 1, 4, 5, 6, 100)] == [6, 2, 5, 6, 6, 6]
+
+
 def test_every_row_is_drawn_as_a_negative():
     bank, generator = MemoryBank(9, 4), torch.Generator().manual_seed(0)
     drawn = torch.cat([bank.negatives(torch.tensor([0]), 3, generator)[0] for _ in range(100)])
