@@ -3,20 +3,20 @@
 import pytest
 import torch
 
-from superself import BYOLSupervisor, RotateNetSupervisor, features
+from superself import RotateNetSupervisor, features
 
-from cases import TinyBackbone, tiny_images
+from cases import CASES, TinyBackbone, tiny_images
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")]
 DEVICE = "cuda"
 
 
-@pytest.mark.parametrize("algorithm", [RotateNetSupervisor, BYOLSupervisor])
-def test_trains_stores_and_loads_on_the_device(algorithm):
-    supervisor = algorithm(tiny_images(64), backbone=TinyBackbone(), seed=0).to(DEVICE)
-    supervisor.supervise(lr=1e-2, epochs=3, batch_size=16, name="run", progress=False)
+@pytest.mark.parametrize("case", CASES, ids=[case.algorithm.__name__ for case in CASES])
+def test_trains_stores_and_loads_on_the_device(case):
+    supervisor = case.make(tiny_images(64)).to(DEVICE)
+    supervisor.supervise(lr=case.lr, epochs=3, batch_size=16, name="run", progress=False)
     assert supervisor.device.type == DEVICE and supervisor.images.on_device
-    loaded = algorithm(backbone=TinyBackbone()).load("run")
+    loaded = case.algorithm(backbone=case.backbone()).load("run")
     for name, tensor in supervisor.state_dict().items():
         assert torch.equal(tensor.cpu(), loaded.state_dict()[name]), name
     assert features(supervisor.get_backbone(), tiny_images(8)).features.shape == (8, 16)
