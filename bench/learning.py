@@ -34,7 +34,7 @@ from torch import nn
 
 from bench import peers
 from bench.contestants import hooked
-from bench.pretext import held_out_loss, reconstruction_error
+from bench.pretext import held_out_loss, reconstruction_errors
 from bench.report import CORES, append, command, listed, machine, pick_device, section, table
 from superself import Supervisor, compare
 from superself.algorithms import ALGORITHMS
@@ -137,7 +137,8 @@ class Race:
             images, remark = supervisor.images, ", training images"
             places = supervisor._sampler(1, shuffle=False).places
         if hasattr(supervisor, "reconstruct"):  # of two players neither loss tells: what comes back does
-            remark = f", reconstruction {reconstruction_error(supervisor, self.asked):.3f} (mean image 1)"
+            own, of_others = reconstruction_errors(supervisor, self.asked)
+            remark = f", what comes back {own:.3f} from its image (the mean 1), {of_others:.3f} from others"
         loss, chance = held_out_loss(supervisor, images, places[:LOSS_OF], self.options.batch_size)
         return f"{loss:.3f}" + ("" if chance is None else f" (chance {chance:.3f})") + remark
 

@@ -43,13 +43,17 @@ def held_out_loss(
 
 
 @torch.no_grad()
-def reconstruction_error(supervisor: Supervisor, images: Images) -> float:
-    """Mean squared error of what comes back of images, as a share of what their mean gives."""
+def reconstruction_errors(supervisor: Supervisor, images: Images) -> tuple[float, float]:
+    """Mean squared error of what comes back of images, as a share of what their mean gives: from themselves, and from others.
+
+    What comes back tells images apart where it is nearer to its own image than to others, in whatever way both are far.
+    """
     supervisor.eval()
-    errors, variances = [], []
+    own, of_others, variances = [], [], []
     for places in torch.arange(len(images)).split(256):
         batch = images.batch(places).images.to(supervisor.device)
-        wanted = supervisor.preprocessing(batch)
-        errors.append((supervisor.reconstruct(batch) - wanted).square().mean().item())
+        wanted, back = supervisor.preprocessing(batch), supervisor.reconstruct(batch)
+        own.append((back - wanted).square().mean().item())
+        of_others.append((back - wanted.roll(1, 0)).square().mean().item())
         variances.append(wanted.square().mean().item())
-    return statistics.mean(errors) / statistics.mean(variances)
+    return tuple(sum(errors) / sum(variances) for errors in (own, of_others))
