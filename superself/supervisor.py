@@ -160,8 +160,9 @@ class Supervisor(nn.Module):
         check_settings(settings, len(self.images))
         self.settings, self.total_epochs = settings, epochs
         self.step = self.epoch = 0
-        self.seed = self.seed if seed is None else seed
         stored = self._load_run(name) if resume else None
+        seed = stored["seed"] if stored else seed
+        self.seed = self.seed if seed is None else seed
         seed_everything(self.seed, self.generator)
         if not resume:
             self._load_pretrained(name, pretrained)
@@ -220,6 +221,7 @@ class Supervisor(nn.Module):
         lr_scheduler: Callable[..., Any] | None,
     ) -> tuple[BatchLoader, Optimizer, Any]:
         """Makes the loader, the optimiser over all trainable parameters, and the schedule over optimiser steps."""
+        self.to(self.device)  # heads too, where the backbone was brought there before
         self.images.load().copy_to(self.device)
         if self.settings["compile"]:
             for network in self.children():
@@ -315,12 +317,20 @@ class Supervisor(nn.Module):
             arguments = {**stored["arguments"], **self.arguments}
             if arguments != self.arguments or shape != self.images.shape:
                 self._rebuild(arguments, Unknown(shape, len(self.images) or count))
-        require_fit(self.state_dict(), stored["model"], f"{name}, a run of {stored['algorithm']},")
-        self.load_state_dict(stored["model"])
+        own, model = self.state_dict(), stored["model"]
+        if 0 < len(self.images) != count:  # what is known of each image is of no use for others
+            model = {**model, **{key: own[key] for key in self._of_images()}}
+        require_fit(own, model, f"{name}, a run of {stored['algorithm']},")
+        self.load_state_dict(model)
         preprocessing = Preprocessing.from_dict(stored["preprocessing"])
         self.preprocessing = replace(preprocessing, shape=self.images.shape) if len(self.images) else preprocessing
-        self.seed = stored["seed"]
         return stored
+
+    def _of_images(self) -> list[str]:
+        """Keys of the state that belong to the images of this one data set, such as the rows of a memory bank."""
+        modules = [(f"{name}." if name else "", module) for name, module in self.named_modules()]
+        parts = tuple(prefix + part for prefix, module in modules for part in getattr(module, "of_images", ()))
+        return [key for key in self.state_dict() if key.startswith(parts)]
 
     def _rebuild(self, arguments: dict[str, Any], images: Unknown) -> None:
         """Makes the networks anew from ``arguments`` for images like ``images``; the data set stays."""

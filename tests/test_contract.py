@@ -77,6 +77,17 @@ def test_loads_without_a_data_set(case):
         assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
+def test_goes_on_from_the_weights_of_a_run_over_other_images_and_resumes_none(case):
+    settings = {"lr": case.lr, "epochs": 1, "batch_size": 8, "progress": False}
+    first = case.make().supervise(name="run", **settings)
+    other = case.make(tiny_images(20, seed=5)).load("run")
+    for name, tensor in first.get_backbone().state_dict().items():
+        assert torch.equal(other.get_backbone().state_dict()[name], tensor), name
+    other.supervise(name="other", pretrained="run", **settings)
+    with pytest.raises(ValueError, match="images: 16 then, 20 now"):
+        other.supervise(name="run", resume=True, **settings)
+
+
 def test_resumed_run_equals_uninterrupted_run(case):
     class Stopped(case.algorithm):
         def _update(self, *arguments):

@@ -225,6 +225,14 @@ def test_pretrained_starts_from_stored_weights_and_a_new_optimiser():
     assert Path("other.pt").exists()
 
 
+def test_a_new_run_from_stored_weights_has_its_own_seed():
+    rotatenet(seed=0).supervise(epochs=1, batch_size=8, name="run", progress=False)
+    again = rotatenet(seed=3).supervise(epochs=1, batch_size=8, name="other", pretrained="run", progress=False)
+    assert again.seed == 3
+    again.supervise(epochs=1, batch_size=8, name="third", pretrained="run", seed=7, progress=False)
+    assert again.seed == 7 and torch.load("third.pt", weights_only=True)["seed"] == 7
+
+
 def test_load_builds_the_networks_of_the_stored_run():
     images = tiny_images(8, channels=1, size=(20, 16))
     trained = RotateNetSupervisor(images, rotations=(0, 180), backbone="resnet18", seed=0)

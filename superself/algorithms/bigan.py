@@ -87,9 +87,10 @@ class BiGanSupervisor(AdversarialSupervisor):
             raise ValueError(f"beta1={beta1} must be in [0, 1); pass None for the optimiser's own.")
         shape, self.latent, self.beta1 = self.images.shape, latent, beta1
         backbone = build_backbone(backbone, shape)
-        self.model = CombinedNet(backbone, predictor or nn.Linear(feature_width(backbone, shape), latent))  # E
-        self.decoder = decoder or Decoder(latent, shape, width=64)  # G
-        self.discriminator = discriminator or PairDiscriminator(shape, latent)  # D
+        predictor = nn.Linear(feature_width(backbone, shape), latent) if predictor is None else predictor
+        self.model = CombinedNet(backbone, predictor)  # E
+        self.decoder = Decoder(latent, shape, width=64) if decoder is None else decoder  # G
+        self.discriminator = PairDiscriminator(shape, latent) if discriminator is None else discriminator  # D
 
     def _init_data_optimizer(
         self,

@@ -68,8 +68,11 @@ class BYOLSupervisor(Supervisor):
         self.views = recipe(augment, self.images.shape[1:], views=2)
         backbone = build_backbone(backbone, self.images.shape)
         width = feature_width(backbone, self.images.shape)
-        self.model = CombinedNet(backbone, projector or MLP(width, 256, hidden=4096, norm="batch"))  # f, then g
-        self.predictor = predictor or MLP(256, 256, hidden=4096, norm="batch")  # q, of the online network alone
+        projector = MLP(width, 256, hidden=4096, norm="batch") if projector is None else projector
+        self.model = CombinedNet(backbone, projector)  # f, then g
+        width = feature_width(self.model, self.images.shape)
+        predictor = MLP(width, width, hidden=4096, norm="batch") if predictor is None else predictor
+        self.predictor = predictor  # q, of the online network alone
         self.target = MomentumEncoder(self.model)
 
     @property

@@ -41,7 +41,8 @@ class ContrastiveMultiviewCodingSupervisor(Supervisor):
         temperature: t; the authors have 0.07 for ImageNet and 0.1 for STL-10.
         momentum: share of a bank's row that is kept when its image is seen.
         negatives: K, rows drawn for each step; the whole bank where it has no more.
-        features: "both", or "L" for a backbone that gives the features of the lightness alone; both halves are trained.
+        features: "both", or "L" for a backbone that gives the features of the lightness alone; both halves are trained. None
+            takes "both", or what LabHalves of one's own have.
         contrast: "bank", or "batch" to tell the images of a batch from each other by their present embeddings.
         backbone: None for two EfficientFeatures, a name for two of these, a pair (for L, for ab), or LabHalves.
         projector: from the outputs of the halves to two embeddings (B, E); None for the authors' linear layers with E = 128.
@@ -68,7 +69,7 @@ class ContrastiveMultiviewCodingSupervisor(Supervisor):
         temperature: float = 0.07,
         momentum: float = 0.5,
         negatives: int = 16384,
-        features: str = "both",
+        features: str | None = None,
         contrast: str = "bank",
         backbone: Any = None,
         projector: nn.Module | None = None,
@@ -87,8 +88,9 @@ class ContrastiveMultiviewCodingSupervisor(Supervisor):
         backbone = build_halves(backbone, self.images.shape, features)
         halves = zip((1, 2), (backbone.lightness, backbone.colour), strict=True)
         widths = [feature_width(half, (channels, *sides)) for channels, half in halves]
-        heads = (nn.Sequential(Pool(), MLP(width, 128, layers=1)) for width in widths)
-        self.model = HalvesNet(backbone, projector or PerHalf(*heads))
+        if projector is None:
+            projector = PerHalf(*(nn.Sequential(Pool(), MLP(width, 128, layers=1)) for width in widths))
+        self.model = HalvesNet(backbone, projector)
         with torch.no_grad(), evaluation_mode(self.model):
             embedding, _ = self.model(torch.zeros(2, *self.images.shape, device=self.device))
         self.l_bank, self.ab_bank = (MemoryBank(len(self.images), embedding.shape[1], momentum) for _ in range(2))

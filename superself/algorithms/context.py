@@ -105,7 +105,7 @@ class ContextNetSupervisor(AdversarialSupervisor):
         backbone = build_backbone(backbone, shape)
         places = feature_width(MapNet(backbone, nn.Identity()), shape)  # of (B, D, n) it finds n, the last
         width = feature_width(MapNet(backbone, nn.Flatten()), shape) // places
-        self.model = MapNet(backbone, predictor or ContextDecoder(width, places, shape))
+        self.model = MapNet(backbone, ContextDecoder(width, places, shape) if predictor is None else predictor)
         if adversarial_weight:
             self.discriminator = Discriminator(shape)
 

@@ -46,8 +46,9 @@ class ContrastivePredictiveCodingSupervisor(Supervisor):
 
     Source: Henaff et al., CPC v2, arXiv:1905.09272; context network, offset and scale of the pseudo-code in its appendix, read in
         a public copy. Image patches: van den Oord et al., CPC, arXiv:1807.03748.
-    Deviations: one context network of 256 channels for all directions, with predictions of their own for each; patches that
-        overlap by half; small patches are changed less (see ``augment``); Adam without the clipping of gradients.
+    Deviations: one context network of 256 channels for all directions, with predictions of their own for each; three distances,
+        where the pseudo-code has the nearest alone; patches that overlap by half; small patches are changed less (see
+        ``augment``); Adam without the clipping of gradients.
         Tried on CIFAR-10 with mobilenet_v3_small, patches of 16, batches of 64 and about 100 steps, one seed, by a prototype
         of the same equations: kNN and linear accuracy 23.1 and 27.4 % with the weak changes, 18.1 and
         22.3 % with "cpc", 17 and 20 % without training. Patches of 8 cost 1.6 to 6 times as much in the backbone; what they
@@ -102,12 +103,14 @@ class ContrastivePredictiveCodingSupervisor(Supervisor):
     ) -> None:
         super().__init__(None, dataset, loss or nn.CrossEntropyLoss(), collate_fn, **options)
         channels, *sides = self.images.shape
-        size = patch_size or min(max(16, min(sides) // 8 * 2), min(sides) // 2)
-        stride = stride or size // 2
+        size = min(max(16, min(sides) // 8 * 2), min(sides) // 2) if patch_size is None else patch_size
+        stride = max(1, size // 2) if stride is None else stride
+        if size < 1 or stride < 1 or steps < 1:
+            raise ValueError(
+                f"patch_size={size}, stride={stride}, steps={steps} predict nothing; pass at least 1 of each."
+            )
         self.grid = tuple((side - size) // stride + 1 for side in sides)  # R, C
         nearest = math.ceil(size / stride)  # the first k whose patches share no pixel with the context
-        if steps < 1:
-            raise ValueError(f"steps={steps} predicts nothing; pass steps >= 1.")
         if min(self.grid) <= nearest:
             raise ValueError(
                 f"patches of {size} pixels every {stride} pixels give a grid of {self.grid[0]} x {self.grid[1]} on images of "
@@ -120,8 +123,8 @@ class ContrastivePredictiveCodingSupervisor(Supervisor):
         shape = (channels, size, size)
         backbone = layer_normed(backbone, shape) if layer_norm else build_backbone(backbone, shape)
         width = feature_width(backbone, shape)
-        self.model = CombinedNet(backbone, predictor or nn.Linear(width, 64))  # z, then V z
-        self.context = context or MaskedContext(width)
+        self.model = CombinedNet(backbone, nn.Linear(width, 64) if predictor is None else predictor)  # z, then V z
+        self.context = MaskedContext(width) if context is None else context
         embedding = feature_width(self.model, shape)
         seen = self.context(torch.zeros(1, *self.grid, width)).shape[-1]
         self.distances = [range(nearest, min(nearest + steps, n)) for n in (self.grid[0],) * 2 + (self.grid[1],) * 2]

@@ -83,7 +83,8 @@ class DenoiseNetSupervisor(Supervisor):
         self.noise, self.corrupted_only = noise, corrupted_only
         self.corrupt = noises[noise]
         backbone = build_backbone(backbone, self.images.shape)
-        predictor = predictor or Decoder(feature_width(backbone, self.images.shape), self.images.shape)
+        if predictor is None:
+            predictor = Decoder(feature_width(backbone, self.images.shape), self.images.shape)
         self.model = CombinedNet(backbone, predictor)  # f, then g
 
     @property

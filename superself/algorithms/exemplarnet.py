@@ -52,6 +52,7 @@ class ExemplarNetSupervisor(Supervisor):
         "many images are nearly alike, so that they cannot be told apart",
     )
     knows_its_images = True  # a class is an image of the data set: of other images the loss says nothing
+    of_images = ("classes", "model.predictor")  # what other images begin anew
 
     def __init__(
         self,
@@ -78,7 +79,8 @@ class ExemplarNetSupervisor(Supervisor):
         self.views = recipe(augment, self.images.shape[1:], views=1)
         backbone = build_backbone(backbone, self.images.shape)
         width = feature_width(backbone, self.images.shape)
-        self.model = CombinedNet(backbone, predictor or MLP(width, self.n_classes, hidden=512, norm="batch"))
+        predictor = MLP(width, self.n_classes, hidden=512, norm="batch") if predictor is None else predictor
+        self.model = CombinedNet(backbone, predictor)
 
     @property
     def chance_loss(self) -> float:

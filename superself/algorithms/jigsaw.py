@@ -109,7 +109,8 @@ class JigsawNetSupervisor(Supervisor):
         side, parts = (grid * self.tile, 1) if whole else (self.tile, grid * grid)
         backbone = build_backbone(backbone, (channels, side, side))
         width = parts * feature_width(backbone, (channels, side, side))
-        self.model = CombinedNet(backbone, predictor or MLP(width, len(self.permutations), hidden=512))
+        predictor = MLP(width, len(self.permutations), hidden=512) if predictor is None else predictor
+        self.model = CombinedNet(backbone, predictor)
 
     @property
     def chance_loss(self) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from superself.augment import recipe
@@ -27,17 +28,18 @@ class MomentumContrastSupervisor(Supervisor):
 
     Source: He et al., Momentum Contrast, arXiv:1911.05722, Eqs. 1 and 2, and the authors' code; Chen et al., MoCo v2,
         arXiv:2003.04297.
-    Deviations: on one device, shuffled batch norm is keys computed in ``splits`` random parts of the batch, each normalised by
-        itself; older keys of the very image are not counted among its negatives, which matters for data sets not much
-        larger than the queue; any optimiser in place of SGD.
+    Deviations: on one device, shuffled batch norm is queries and keys computed in ``splits`` parts of the batch, at random and
+        not the same for both, each normalised by itself, as in the authors' CIFAR-10 notebook, which has 8 parts of 64; older
+        keys of the very image are not counted among its negatives, which matters for data sets not much larger than the
+        queue; any optimiser in place of SGD.
     Args:
         dataset: see Supervisor, as are the options that are not listed here.
         augment: name of a recipe or transform that makes two views of a batch.
         queue_size: K; the papers have 65536, the authors' CIFAR-10 notebook 4096. The loss rises while the queue fills.
         momentum: of the key encoder, the same at each step; the authors' CIFAR-10 notebook has 0.99, for short runs.
         temperature: t; 0.07 in v1.
-        splits: parts of a batch whose keys are computed one after another; 1 lets batch norm tell which key belongs to
-            a query. Means nothing to networks without batch norm.
+        splits: parts of a batch that are computed one after another, of at least two images; with 1, batch norm's statistics
+            tell which key belongs to a query, with 4 hardly. Means nothing to networks without batch norm.
         symmetric: let each view be the query once; a step costs twice as much.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         projector: from features (B, D) to embeddings (B, E): "mlp" (two layers, E = 128), "linear", or a module.
@@ -63,7 +65,7 @@ class MomentumContrastSupervisor(Supervisor):
         queue_size: int = 4096,
         momentum: float = 0.999,
         temperature: float = 0.2,
-        splits: int = 2,
+        splits: int = 4,
         symmetric: bool = False,
         backbone: str | nn.Module | None = None,
         projector: str | nn.Module = "mlp",
@@ -96,21 +98,22 @@ class MomentumContrastSupervisor(Supervisor):
         images, places = data
         first, second = (self.preprocessing(v) for v in self.views(images, self.generator))  # two (B, C, H, W)
         pairs = [(first, second), (second, first)] if self.symmetric else [(first, second)]
-        keys = [self._keys(other) for _, other in pairs]  # each (B, E)
+        keys = [self._in_parts(self.key_encoder, other) for _, other in pairs]  # each (B, E)
         queue, own = self.queue.features, self.queue.own(places)  # (K, E), (B, K)
-        losses = [self.loss(self.model(view), k, queue, own) for (view, _), k in zip(pairs, keys, strict=True)]
+        queries = [self._in_parts(self.model, view) for view, _ in pairs]  # each (B, E)
+        losses = [self.loss(q, k, queue, own) for q, k in zip(queries, keys, strict=True)]
         self.new = torch.cat(keys), places.repeat(len(pairs))  # not in the queue before the loss is known
         return torch.stack(losses).mean()
 
-    @torch.no_grad()
-    def _keys(self, views: Tensor) -> Tensor:
-        """Keys of views (B, C, H, W) -> (B, E); while training, batch norm sees a random part of the batch at a time."""
-        parts = min(self.splits, len(views) // 2) if self.training else 1
+    def _in_parts(self, network: nn.Module, views: Tensor) -> Tensor:
+        """What a network gives for views (B, C, H, W); while training, batch norm sees a random part of them at a time."""
+        normed = any(isinstance(module, _BatchNorm) for module in network.modules())
+        parts = min(self.splits, len(views) // 2) if normed and self.training else 1
         if parts < 2:
-            return self.key_encoder(views)
+            return network(views)
         order = torch.randperm(len(views), generator=self.generator).to(views.device, non_blocking=True)
-        keys = torch.cat([self.key_encoder(part) for part in views[order].tensor_split(parts)])
-        return keys[order.argsort()]
+        found = torch.cat([network(part) for part in views[order].tensor_split(parts)])
+        return found[order.argsort()]  # (B, E)
 
     def _update(self, loss: Tensor, optimizer: Optimizer, lr_scheduler: Any) -> None:
         super()._update(loss, optimizer, lr_scheduler)

@@ -126,9 +126,9 @@ class PIRLSupervisor(Supervisor):
         self.cut = GridTiles(grid, tile)
 
         backbone = build_backbone(backbone, self.images.shape)
-        self.model = CombinedNet(
-            backbone, predictor or MLP(feature_width(backbone, self.images.shape), 128, layers=1)
-        )  # f
+        if predictor is None:
+            predictor = MLP(feature_width(backbone, self.images.shape), 128, layers=1)
+        self.model = CombinedNet(backbone, predictor)  # f
         width = feature_width(self.model, self.images.shape)
         try:
             tile_width = feature_width(backbone, (channels, tile, tile))
@@ -137,7 +137,7 @@ class PIRLSupervisor(Supervisor):
                 f"{type(backbone).__name__} takes images of {size[0]} x {size[1]} but no tiles of {tile} x {tile}; pass "
                 f"tile={size[0]} if it is built for that one size, a larger tile, or another backbone, for example 'resnet18'."
             ) from error
-        self.jigsaw_head = jigsaw_head or JigsawHead(tile_width, width, grid * grid)  # g
+        self.jigsaw_head = JigsawHead(tile_width, width, grid * grid) if jigsaw_head is None else jigsaw_head  # g
         self.bank = MemoryBank(len(self.images), width, momentum)
 
     @property

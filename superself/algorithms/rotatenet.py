@@ -59,7 +59,8 @@ class RotateNetSupervisor(Supervisor):
                 f"rotations={self.rotations} must be two or more different angles, for example (0, 90, 180, 270)."
             )
         backbone = build_backbone(backbone, self.images.shape)
-        predictor = predictor or MLP(feature_width(backbone, self.images.shape), len(self.rotations), hidden=512)
+        if predictor is None:
+            predictor = MLP(feature_width(backbone, self.images.shape), len(self.rotations), hidden=512)
         self.model = CombinedNet(backbone, predictor)
 
     @property

@@ -85,10 +85,11 @@ class SplitBrainNetSupervisor(Supervisor):
         size = tuple(max(1, round(side / shrink)) for side in sides)
         self.bins = LabBins(ab_step, l_step, size)
         backbone = build_halves(backbone, self.images.shape)
-        predictor = predictor or PerHalf(
-            map_head(backbone.lightness, (1, *sides), (len(self.bins.ab), *size)),
-            map_head(backbone.colour, (2, *sides), (len(self.bins.lightness), *size)),
-        )
+        if predictor is None:
+            predictor = PerHalf(
+                map_head(backbone.lightness, (1, *sides), (len(self.bins.ab), *size)),
+                map_head(backbone.colour, (2, *sides), (len(self.bins.lightness), *size)),
+            )
         self.model = HalvesNet(backbone, predictor)  # F1 and F2
         self._chance: float | None = None
 

@@ -28,7 +28,8 @@ class CombinedNet(nn.Module):
             if not isinstance(part, nn.Module):
                 raise TypeError(f"{role}={part!r} is not a module; pass an instance of nn.Module.")
         self.backbone = backbone
-        self.predictor = predictor
+        reference = next(backbone.parameters(), None)  # where the backbone is, the predictor goes
+        self.predictor = predictor if reference is None else predictor.to(reference.device)
         self.to(memory_format=torch.channels_last)  # faster convolutions; the values stay
 
     def features(self, images: torch.Tensor) -> torch.Tensor:

@@ -97,14 +97,14 @@ class Pool(nn.Module):
         return pool_features(output)
 
 
-def build_halves(backbone: Any, shape: tuple[int, int, int], use: str = "both") -> LabHalves:
+def build_halves(backbone: Any, shape: tuple[int, int, int], use: str | None = None) -> LabHalves:
     """Gives the two halves for images of the given shape.
 
     Args:
         backbone: None or a name as in ``build_backbone``, built once for 1 channel and once for 2; a pair (for L, for ab) of
             names or modules; or LabHalves, taken as they are.
         shape: (C, H, W) of the images.
-        use: see LabHalves.
+        use: see LabHalves; None takes "both", and LabHalves as they are.
 
     Raises:
         ValueError: if the images are not RGB.
@@ -116,7 +116,8 @@ def build_halves(backbone: Any, shape: tuple[int, int, int], use: str = "both") 
             "that does without colour."
         )
     if isinstance(backbone, LabHalves):
-        backbone.use = LabHalves(backbone.lightness, backbone.colour, use).use
+        if use is not None:
+            backbone.use = LabHalves(backbone.lightness, backbone.colour, use).use
         return backbone
     parts = backbone if isinstance(backbone, (tuple, list)) else (backbone, backbone)
     if isinstance(backbone, nn.Module) or len(parts) != 2:
@@ -127,9 +128,9 @@ def build_halves(backbone: Any, shape: tuple[int, int, int], use: str = "both") 
     lightness, colour = (
         build_backbone(part, (channels, *shape[1:])) for part, channels in zip(parts, (1, 2), strict=True)
     )
-    halves = LabHalves(lightness, colour, use)
+    halves = LabHalves(lightness, colour, use or "both")
     names = (getattr(half, "description", type(half).__name__) for half in (lightness, colour))
-    halves.description = "L: {}; ab: {}".format(*names) + ("" if use == "both" else "; features of L alone")
+    halves.description = "L: {}; ab: {}".format(*names) + ("" if halves.use == "both" else "; features of L alone")
     if not any(isinstance(part, nn.Module) for part in parts):
         halves.rebuild = functools.partial(build_halves, backbone, shape, use)
     return halves

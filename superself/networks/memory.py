@@ -22,6 +22,8 @@ class FeatureQueue(nn.Module):
         ValueError: if ``size`` is below 1.
     """
 
+    of_images = ("places",)  # what other images begin anew
+
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
         if size < 1:
@@ -54,7 +56,8 @@ class MemoryBank(nn.Module):
     ``remember`` notes the embeddings of a batch while the loss is computed, ``commit`` writes them after the optimiser step:
     v <- m v + (1 - m) f, made of length one again.
 
-    Source: Wu et al., Instance Discrimination, arXiv:1805.01978, Sec. 3.
+    Source: Wu et al., Instance Discrimination, arXiv:1805.01978, Sec. 3; averages as in the authors' code and in Misra & van der
+        Maaten, PIRL, arXiv:1912.01991, where the first paper replaces rows.
     Deviations: none; before an image has been seen, its row is a random direction.
     Args:
         count: N, images of the data set.
@@ -65,6 +68,8 @@ class MemoryBank(nn.Module):
     Raises:
         ValueError: if ``momentum`` is not in [0, 1).
     """
+
+    of_images = ("features",)  # what other images begin anew
 
     def __init__(self, count: int, width: int, momentum: float = 0.5) -> None:
         super().__init__()

@@ -27,9 +27,14 @@ class LayerNorm2d(nn.GroupNorm):
 
 
 def use_layer_norm(network: nn.Module) -> nn.Module:
-    """Replaces every ``nn.BatchNorm2d`` inside a network by a fresh LayerNorm2d, in place, and returns the network."""
+    """Replaces every ``nn.BatchNorm2d`` inside a network by a fresh LayerNorm2d, in place, and returns the network.
+
+    The activation that timm's batch norms hold inside stays behind the new norm.
+    """
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, LayerNorm2d(child.num_features, eps=child.eps))
+                norm = LayerNorm2d(child.num_features, eps=child.eps)
+                after = [getattr(child, held) for held in ("drop", "act") if hasattr(child, held)]
+                setattr(module, name, nn.Sequential(norm, *after) if after else norm)
     return network

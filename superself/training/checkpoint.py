@@ -110,5 +110,6 @@ def require_fit(expected: dict[str, Tensor], given: dict[str, Tensor], source: s
         listed = "\n  ".join(complaints[:20] + [f"... and {len(complaints) - 20} more"] * (len(complaints) > 20))
         raise ValueError(
             f"{source} does not fit this model ({len(complaints)} of {len(expected)} entries differ); build the "
-            f"supervisor with the backbone, predictor and arguments of that run:\n  {listed}"
+            f"supervisor with the backbone, predictor and arguments of that run, or go on from its backbone alone: load the run "
+            f"without a data set, and give its get_backbone() to a new supervisor as backbone=:\n  {listed}"
         )

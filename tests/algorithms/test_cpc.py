@@ -231,7 +231,9 @@ def test_show_inputs_draws_the_original_its_patches_and_what_the_network_gets(tm
             {"patch_size": 12},
             "patches of 12 pixels every 6 pixels give a grid of 1 x 1 on images of 16 x 16, and 3 x 3 is the least",
         ),
-        ({"steps": 0}, "steps=0 predicts nothing; pass steps >= 1"),
+        ({"steps": 0}, "steps=0 predict nothing; pass at least 1 of each"),
+        ({"patch_size": 0}, "patch_size=0, stride=1, steps=3 predict nothing"),
+        ({"stride": 0}, "stride=0, steps=3 predict nothing"),
     ],
 )
 def test_grids_without_a_target_are_refused(arguments, message):

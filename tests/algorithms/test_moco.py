@@ -146,46 +146,73 @@ def test_key_encoder_moves_only_after_the_optimizer_step_by_a_fixed_momentum():
     assert seen == [0, 1, 2, 3]
 
 
-def test_keys_come_back_in_the_order_of_their_queries():
-    supervisor = moco(
-        backbone=nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), splits=3
-    )  # no batch norm: parts change nothing
+@pytest.mark.parametrize("network", ["model", "key_encoder"])
+def test_what_is_computed_in_parts_comes_back_in_order(network):
+    supervisor = moco(splits=3)
+    network = getattr(supervisor, network).eval()  # batch norm by running averages: parts change nothing
     view = views_of(supervisor)[1]
-    assert torch.allclose(supervisor._keys(view), supervisor.key_encoder(view), atol=1e-6)
+    assert supervisor.training
+    assert torch.allclose(supervisor._in_parts(network, view), network(view), atol=1e-6)
 
 
-def test_a_key_is_normalised_by_its_random_part_of_the_batch_alone():
-    supervisor = moco()
-    view = views_of(supervisor)[1]
-
-    def companions(seed):
-        """Which images change the key of image 0 when they change."""
-        found = set()
-        keys = []
-        for changed in (None, *range(1, 16)):
-            images = view.clone()
-            if changed is not None:
-                images[changed] += 1
-            supervisor.generator.manual_seed(seed)
-            keys.append(supervisor._keys(images)[0])
-            if not torch.equal(keys[0], keys[-1]):
-                found.add(changed)
-        return found
-
-    parts = [companions(seed) for seed in range(3)]
-    assert all(len(part) == 7 for part in parts)  # half of the batch, less image 0
-    assert parts[0] != parts[1] != parts[2]
-    query = supervisor.model(view)[0]
-    for changed in range(1, 16):  # where the query's batch statistics are those of the whole batch
+def companions(supervisor, network, view, seed):
+    """Which images change what the network gives for image 0 when they change."""
+    found, before = set(), None
+    for changed in (None, *range(1, 16)):
         images = view.clone()
-        images[changed] += 1
-        assert not torch.equal(supervisor.model(images)[0], query)
+        if changed is not None:
+            images[changed] += 1
+        supervisor.generator.manual_seed(seed)
+        after = supervisor._in_parts(network, images)[0]
+        before = after if changed is None else before
+        if not torch.equal(before, after):
+            found.add(changed)
+    return found
+
+
+@pytest.mark.parametrize("network", ["model", "key_encoder"])
+@pytest.mark.parametrize(("splits", "others"), [(1, 15), (2, 7), (4, 3), (100, 1)])
+def test_queries_and_keys_are_normalised_by_their_random_part_of_the_batch_alone(network, splits, others):
+    supervisor = moco(splits=splits)
+    parts = [companions(supervisor, getattr(supervisor, network), views_of(supervisor)[1], seed) for seed in range(3)]
+    assert all(len(part) == others for part in parts)
+    assert splits == 1 or len(set(map(frozenset, parts))) > 1
+
+
+def test_the_parts_of_queries_are_not_those_of_keys():
+    class Looks(MomentumContrastSupervisor):
+        def _in_parts(self, network, views):
+            marked = torch.arange(len(views)).view(-1, 1, 1, 1) + 0 * views
+            parts.append([])
+            hook = network.register_forward_pre_hook(
+                lambda _, inputs: parts[-1].append(set(inputs[0][:, 0, 0, 0].tolist()))
+            )
+            found = super()._in_parts(network, marked)
+            hook.remove()
+            return found
+
+    parts = []
+    supervisor = Looks(tiny_images(), augment=two_views, backbone=TinyBackbone(), queue_size=12, seed=0)
+    supervisor._forward(supervisor.images.batch(range(16))[:2])
+    keys, queries = parts
+    assert [len(part) for part in keys] == [len(part) for part in queries] == [4, 4, 4, 4]
+    assert not any(part in keys for part in queries)
+
+
+def test_a_network_without_batch_norm_is_not_split():
+    supervisor = moco(backbone=nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), splits=4)
+    sizes = []
+    supervisor.model.backbone.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    supervisor._in_parts(supervisor.model, views_of(supervisor)[1])
+    assert sizes == [16]
 
 
 def test_in_evaluation_mode_keys_do_not_depend_on_the_batch():
     supervisor = moco().eval()
     view = views_of(supervisor)[1]
-    assert torch.allclose(supervisor._keys(view)[:3], supervisor._keys(view[:3]), atol=1e-6)
+    assert torch.allclose(
+        supervisor._in_parts(supervisor.key_encoder, view)[:3], supervisor.key_encoder(view[:3]), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("size", [1, 3])

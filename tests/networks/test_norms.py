@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from superself.networks import LayerNorm2d, use_layer_norm
+from superself.networks import LayerNorm2d, build_backbone, use_layer_norm
 
 
 def test_layer_norm_equals_a_loop_over_images():
@@ -32,3 +32,12 @@ def test_use_layer_norm_replaces_every_batch_norm_and_keeps_width_and_eps():
     assert use_layer_norm(network) is network
     assert [type(network[1]), type(network[2][0])] == [LayerNorm2d, LayerNorm2d]
     assert (network[1].num_channels, network[1].eps) == (8, 0.01)
+
+
+def test_activations_inside_of_batch_norms_stay():
+    network = use_layer_norm(build_backbone("timm:mobilenetv3_small_050", (3, 32, 32)))
+    reference = build_backbone("timm:mobilenetv3_small_050", (3, 32, 32))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    for kind in (nn.ReLU, nn.Hardswish):
+        counts = [sum(isinstance(m, kind) for m in n.modules()) for n in (network, reference)]
+        assert counts[0] == counts[1] > 0, kind
