@@ -61,6 +61,7 @@ class Supervisor(nn.Module):
         "the batch is too small for the networks' batch norm",
         "the images are nearly all alike",
     )
+    one_size = False  # whether the networks take images of the size alone that they were built for
     with_labels = False  # what comes with the images of a batch: their labels, or their places in the data set
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Supervisor:
@@ -99,6 +100,7 @@ class Supervisor(nn.Module):
         self.images = open_images(
             dataset, image_size=image_size, on_bad_image=on_bad_image, read=read, memory_limit=memory_limit
         )
+        self.built_for = self.images.shape  # (C, H, W); those of a run that goes on may be larger
         self.model, self.loss, self.collate_fn = model, loss, collate_fn
         self.generator = torch.Generator()  # of the run: views are drawn from it
         self.generator.manual_seed(self.seed)
@@ -224,7 +226,7 @@ class Supervisor(nn.Module):
         self.to(self.device)  # heads too, where the backbone was brought there before
         self.images.load().copy_to(self.device)
         if self.settings["compile"]:
-            for network in self.children():
+            for network in self._networks():
                 network.compile()
         target = "label" if self.with_labels else "index"
         pin = self.device.type == "cuda"
@@ -237,7 +239,8 @@ class Supervisor(nn.Module):
         optimizer = optimizer(groups, lr=lr, **fused)
         self.total_steps = self.total_epochs * len(loader)
         schedule = lr_scheduler or constant
-        takes_steps = len(inspect.signature(schedule).parameters) > 1
+        needed = [p for p in inspect.signature(schedule).parameters.values() if p.default is p.empty]
+        takes_steps = len([p for p in needed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]) > 1
         lr_scheduler = schedule(optimizer, self.total_steps) if takes_steps else schedule(optimizer)
         return loader, optimizer, lr_scheduler
 
@@ -313,18 +316,34 @@ class Supervisor(nn.Module):
                 f"The run {str(name)!r} was trained on {shape[0]} channels and this data set has {self.images.shape[0]}; "
                 f"pass images with {shape[0]} channels."
             )
+        given = len(self.images) > 0 and not isinstance(self.images, Unknown)
+        if given and self.one_size and self.images.shape != shape:
+            raise ValueError(
+                f"The run {str(name)!r} predicts images of {shape[1]} x {shape[2]} and those of this data set have "
+                f"{self.images.shape[1]} x {self.images.shape[2]}; pass image_size={shape[1:]}."
+            )
         if stored["algorithm"] in [cls.__name__ for cls in type(self).__mro__]:
             arguments = {**stored["arguments"], **self.arguments}
-            if arguments != self.arguments or shape != self.images.shape:
-                self._rebuild(arguments, Unknown(shape, len(self.images) or count))
+            images = self.images if given else Unknown(shape, count)
+            if (arguments, shape, len(images)) != (self.arguments, self.built_for, len(self.images)):
+                self._rebuild(arguments, Unknown(shape, len(images)))
         own, model = self.state_dict(), stored["model"]
-        if 0 < len(self.images) != count:  # what is known of each image is of no use for others
+        if given and len(self.images) != count:  # what is known of each image is of no use for others
             model = {**model, **{key: own[key] for key in self._of_images()}}
         require_fit(own, model, f"{name}, a run of {stored['algorithm']},")
         self.load_state_dict(model)
         preprocessing = Preprocessing.from_dict(stored["preprocessing"])
-        self.preprocessing = replace(preprocessing, shape=self.images.shape) if len(self.images) else preprocessing
+        self.preprocessing = replace(preprocessing, shape=self.images.shape) if given else preprocessing
         return stored
+
+    def _networks(self) -> list[nn.Module]:
+        """Everything with parameters that algorithms call: networks, and the two parts of those that have two."""
+        parts = [
+            part
+            for net in self.children()
+            for part in ([net, *net.children()] if isinstance(net, CombinedNet) else [net])
+        ]
+        return [part for part in parts if next(part.parameters(), None) is not None]
 
     def _of_images(self) -> list[str]:
         """Keys of the state that belong to the images of this one data set, such as the rows of a memory bank."""
@@ -346,7 +365,7 @@ class Supervisor(nn.Module):
     def _open_run(self, loader: BatchLoader, optimizer: Optimizer, lr_scheduler: Any, stored: dict | None) -> None:
         """Puts a run that is resumed back to where it was, opens its record, and says what is about to happen."""
         settings = {**self.settings, "images": len(self.images)}
-        chance_loss = self.chance_loss  # may be measured on the data: once
+        chance_loss = None if self.arguments.get("loss") else self.chance_loss  # may be measured on the data: once
         self.run = Run(settings, optimizer, lr_scheduler, len(loader), chance_loss, self, self.device)
         probe = self.settings["probe"], self.settings["probe_every"]
         self.watch = Watch(self.images.sample(256), *probe, self.run.autocast)
@@ -375,7 +394,7 @@ class Supervisor(nn.Module):
             "step": self.step,
             "epoch": self.epoch,
             "preprocessing": self.preprocessing.to_dict(),
-            "data": {"shape": self.images.shape, "count": len(self.images)},
+            "data": {"shape": self.built_for, "count": len(self.images)},
             "versions": versions(),
         }
         write_checkpoint(self.run.name, {**state, **self.run.state_dict(self.generator)})

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import softplus
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
+from superself import BiGanSupervisor
 from superself.adversarial import AdversarialSupervisor
 from superself.networks import CombinedNet
 from superself.training import OptimizerPair, warmup_cosine
@@ -141,6 +142,18 @@ def test_resumed_run_equals_uninterrupted_run(settings):
         assert torch.equal(resumed.state_dict()[name], tensor), name
     states = [s.run.optimizer.state_dict()["second"]["state"] for s in (whole, resumed)]
     assert states[0] and all(torch.equal(states[0][p]["exp_avg"], states[1][p]["exp_avg"]) for p in states[0])
+
+
+def test_a_schedule_that_moves_momenta_too_finds_them():
+    supervisor = BiGanSupervisor(tiny_images(16), backbone=TinyBackbone())
+    supervisor.supervise(
+        epochs=1,
+        batch_size=8,
+        name="run",
+        lr_scheduler=lambda optimizer, steps: OneCycleLR(optimizer, [1e-2, 5e-3], total_steps=steps),
+        progress=False,
+    )
+    assert all(0.85 < group["betas"][0] < 0.95 for group in supervisor.run.optimizer.param_groups)  # from 0.5
 
 
 def test_pair_keeps_the_state_and_the_groups_of_both():

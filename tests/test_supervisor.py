@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import signal
 import subprocess
@@ -8,12 +9,22 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from torch import nn
 
-from superself import CombinedNet, RotateNetSupervisor, Supervisor
+from superself import (
+    BiGanSupervisor,
+    CombinedNet,
+    ContextNetSupervisor,
+    DenoiseNetSupervisor,
+    InstanceDiscriminationSupervisor,
+    JigsawNetSupervisor,
+    RotateNetSupervisor,
+    Supervisor,
+)
 from superself.training import read_checkpoint, warmup_cosine
 
 from cases import TinyBackbone, tiny_images
@@ -244,6 +255,15 @@ def test_load_builds_the_networks_of_the_stored_run():
     assert torch.equal(loaded.get_backbone().eval()(x), trained.get_backbone().eval()(x))
 
 
+def test_one_supervisor_loads_runs_over_different_images_in_turn():
+    for name, count, side in (("a", 8, 16), ("b", 12, 20)):
+        images = tiny_images(count, size=(side, side))
+        supervisor = InstanceDiscriminationSupervisor(images, backbone="squeezenet1_1")
+        supervisor.supervise(epochs=1, batch_size=4, name=name, progress=False)
+    loaded = InstanceDiscriminationSupervisor().load("a").load("b")
+    assert_same(weights_of(loaded), weights_of(supervisor))
+
+
 def test_load_builds_the_networks_of_a_subclass_of_ones_own():
     class Mine(RotateNetSupervisor):
         def __init__(self, *args, **kwargs):
@@ -261,6 +281,76 @@ def test_a_run_goes_on_with_larger_images_and_the_networks_it_had():
     larger.supervise(epochs=1, batch_size=8, name="larger", pretrained="run", progress=False)
     assert "stem for images of 16 x 16" in larger.get_backbone().description
     assert larger.preprocessing.shape == (3, 72, 72) and larger.preprocessing.mean == trained.preprocessing.mean
+    loaded = RotateNetSupervisor().load("larger")
+    assert "stem for images of 16 x 16" in loaded.get_backbone().description
+    assert loaded.preprocessing == larger.preprocessing
+    x = larger.preprocessing(tiny_images(4, size=(72, 72)))
+    assert torch.equal(loaded.get_backbone().eval()(x), larger.get_backbone().eval()(x))
+    resumed = RotateNetSupervisor(tiny_images(8, size=(72, 72)), backbone="squeezenet1_1")
+    resumed.supervise(epochs=2, batch_size=8, name="larger", resume=True, progress=False)
+    assert "stem for images of 16 x 16" in resumed.get_backbone().description and resumed.step == 2
+
+
+@pytest.mark.parametrize("algorithm", [DenoiseNetSupervisor, ContextNetSupervisor, BiGanSupervisor])
+def test_what_predicts_images_refuses_a_run_over_images_of_another_size(algorithm):
+    algorithm(tiny_images(8), backbone=TinyBackbone()).supervise(epochs=1, batch_size=8, name="run", progress=False)
+    larger = algorithm(tiny_images(8, size=(20, 24)), backbone=TinyBackbone())
+    with pytest.raises(ValueError, match=r"predicts images of 16 x 16 .* 20 x 24; pass image_size=\(16, 16\)"):
+        larger.supervise(epochs=1, batch_size=8, name="larger", pretrained="run", progress=False)
+
+
+@pytest.mark.parametrize(
+    "rotations", [range(0, 360, 120), (0, np.int64(90)), [np.float32(0), 90.0]], ids=["range", "tuple", "list"]
+)
+def test_ranges_and_numbers_of_numpy_are_kept_with_the_run(rotations):
+    trained = rotatenet(8, rotations=rotations).supervise(epochs=1, batch_size=8, name="run", progress=False)
+    loaded = RotateNetSupervisor(backbone=TinyBackbone()).load("run")
+    assert loaded.rotations == trained.rotations
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        (functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5), [1.0, 0.5]),
+        (lambda optimizer, gamma=0.5: torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma), [1.0, 0.5]),
+        (lambda optimizer, *, gamma=0.5: torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma), [1.0, 0.5]),
+        (lambda optimizer, steps: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: steps - step), [2.0, 1.0]),
+    ],
+)
+def test_a_schedule_is_given_the_number_of_steps_where_it_asks_for_them(schedule, rates):
+    seen = []
+
+    class Looks(RotateNetSupervisor):
+        def _update(self, loss, optimizer, lr_scheduler):
+            seen.append(optimizer.param_groups[0]["lr"])
+            super()._update(loss, optimizer, lr_scheduler)
+
+    supervisor = Looks(tiny_images(16), backbone=TinyBackbone())
+    supervisor.supervise(lr=1.0, epochs=1, batch_size=8, name="run", lr_scheduler=schedule, progress=False)
+    assert seen == pytest.approx(rates)
+
+
+def test_a_loss_of_ones_own_has_no_chance_that_is_known(capsys):
+    DenoiseNetSupervisor(tiny_images(8), backbone=TinyBackbone(), loss=torch.nn.L1Loss()).supervise(
+        epochs=1, batch_size=8, name="run"
+    )
+    assert "chance" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        (JigsawNetSupervisor, {"model", "model.backbone", "model.predictor"}),
+        (BiGanSupervisor, {"model", "model.backbone", "model.predictor", "decoder", "discriminator"}),
+        (InstanceDiscriminationSupervisor, {"model", "model.backbone", "model.predictor"}),
+    ],
+)
+def test_compiles_networks_and_the_parts_that_are_called_alone(algorithm, expected, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    supervisor = algorithm(tiny_images(8), backbone=TinyBackbone())
+    supervisor.supervise(epochs=1, batch_size=8, name="run", compile=True, progress=False)
+    assert {name for name, module in supervisor.named_modules() if any(module is c for c in compiled)} == expected
 
 
 def test_load_refuses_with_the_list_of_keys():

@@ -34,7 +34,9 @@ class ContextNetSupervisor(AdversarialSupervisor):
     Source: Pathak et al., Context Encoders, arXiv:1604.07379, Eqs. 1 and 2, "Joint loss", "Channel-wise fully-connected layer",
         "Region masks"; the 7 pixels, their weight and the rate of the discriminator as in the authors' code, which has 4 pixels.
     Deviations: blocks are squares of one size. The decoder gives whole images, of which the region is used; with random blocks
-        the authors' discriminator sees all of it, and their squared error counts all of it. Both players step at once.
+        the authors' discriminator sees all of it, and their squared error counts all of it. Both players step at once,
+        with the optimiser's own betas (the authors: 0.5, 0.999). L_rec is divided by the sum of the weights, not by the number
+        of values.
         The map that the channel-wise layer takes is pooled to 7 x 7; a backbone that gives one vector is a map of one place.
         Adam with lr 1e-3 and batches of 32 was tried on CIFAR-10, for about 400 steps (bench/RESULTS.md).
     Args:
@@ -57,6 +59,7 @@ class ContextNetSupervisor(AdversarialSupervisor):
     """
 
     family = "predictive"
+    one_size = True  # what the decoder gives
     loss_meaning = "squared error per value in the hole, normalised, and a little of the discriminator's; 0 is perfect"
     likely_causes = (
         "the learning rate is too high for this optimiser (try a tenth of it)",

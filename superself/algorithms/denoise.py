@@ -35,7 +35,7 @@ class DenoiseNetSupervisor(Supervisor):
         p: share of the pixels that are destroyed, the paper's nu; not used by "gaussian".
         noise: "mask", "gaussian" or "salt-and-pepper".
         sigma: standard deviation of "gaussian", where 1 is the range of the pixels.
-        corrupted_only: count the error of the destroyed pixels only.
+        corrupted_only: count the error of the pixels that the noise changed only.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         predictor: from features (B, D) to images (B, C, H, W); None for a Decoder.
         loss: of (prediction (B, C, H, W), target (B, C, H, W)), a mean over all values; None for the squared error.
@@ -46,6 +46,7 @@ class DenoiseNetSupervisor(Supervisor):
     """
 
     family = "predictive"
+    one_size = True  # what the decoder gives
     loss_meaning = "squared error per value of the predicted clean image, normalised; 0 is perfect"
     likely_causes = (
         "the learning rate is too high for this optimiser (try a tenth of it)",

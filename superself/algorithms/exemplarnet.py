@@ -36,8 +36,8 @@ class ExemplarNetSupervisor(Supervisor):
         augment: name of a recipe or transform that makes a view of each image.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         predictor: from features (B, D) to logits (B, K); None for an MLP.
-        loss: of (logits (B, K), classes (B,)), where -1 stands for an image that was not chosen, which a run does not give;
-            None for the cross-entropy, which leaves it out.
+        loss: of (logits (B, K), classes (B,)), where -1 is an image that was not chosen, which a run gives where it stands in
+            for a broken one; None for the cross-entropy, which leaves it out.
     Shape:
         data: images (B, C, H, W) and their places (B,) -> loss ().
     Raises:

@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
+from torch.nn.functional import affine_grid, grid_sample
+from torchvision.transforms.functional import gaussian_blur
 
 from superself.networks import MLP, CombinedNet, build_backbone, feature_width
 from superself.supervisor import Supervisor
+
+SMOOTHING = 1.5  # pixels; less leaves what is near a pixel's size, which an interpolation at 45 degrees keeps otherwise than at 0
 
 
 class RotateNetSupervisor(Supervisor):
@@ -79,8 +82,9 @@ def rotated_views(images: Tensor, rotations: Sequence[float], generator: torch.G
     """All rotations of all images, the first rotation of every image first.
 
     Multiples of 90 degrees move pixels and change none. Any other angle needs interpolation and has corners without an
-    image; so that neither tells the angle, all views of such a set (0 and 90 degrees too) go through the same smoothing and
-    the same interpolation at a random shift below a pixel, and keep only the square that lies inside the image at any angle.
+    image; so that neither tells the angle, all views of such a set (0 and 90 degrees too) go through the same smoothing, a
+    Gaussian, which has no direction, and the same interpolation at a random shift below a pixel, and keep only the square
+    that lies inside the image at any angle.
 
     Shape:
         images (B, C, H, W) -> (K * B, C, S, S); S is the shorter side, divided by sqrt(2) for angles other than right ones.
@@ -90,7 +94,7 @@ def rotated_views(images: Tensor, rotations: Sequence[float], generator: torch.G
     square = images[..., top : top + side, left : left + side]  # (B, C, side, side)
     if all(angle % 90 == 0 for angle in rotations):
         return torch.cat([square.rot90(round(angle / 90), dims=(-2, -1)) for angle in rotations])
-    square = avg_pool2d(square, 3, stride=1, padding=1, count_include_pad=False)
+    square = gaussian_blur(square, [2 * min(4, side // 4) + 1] * 2, [SMOOTHING] * 2)
     return torch.cat([_turned_inside(square, angle, generator) for angle in rotations])
 
 

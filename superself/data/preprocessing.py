@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,14 @@ class Preprocessing:
             normalize: (mean, std), each a number or one value a channel; a number stands for all channels.
         """
         channels = images.shape[0]
+        if images.dtype.is_floating_point:
+            low, high = images.sample(64).aminmax()
+            if low < 0 or high > 1:
+                warnings.warn(
+                    f"the images are floating-point numbers from {low:.4g} to {high:.4g}; views that change brightness or "
+                    "colours, and Lab, cut off what is outside [0, 1]: pass images in that range, which are normalised here.",
+                    stacklevel=2,
+                )
         if normalize is None:
             mean, std = channel_statistics(images)
             std = torch.where(std > 1e-6, std, 1.0)  # a constant channel has nothing to scale

@@ -90,10 +90,12 @@ def show_columns(
         raise ValueError("there are no images to show; pass dataset= to show some.")
     batch = images.sample(count).to(supervisor.device)
     state = supervisor.generator.get_state()
-    with untouched_randomness(seed=0), evaluation_mode(supervisor):
-        supervisor.generator.manual_seed(0)
-        shown = columns(batch)
-    supervisor.generator.set_state(state)
+    try:
+        with untouched_randomness(seed=0), evaluation_mode(supervisor):
+            supervisor.generator.manual_seed(0)
+            shown = columns(batch)
+    finally:
+        supervisor.generator.set_state(state)
     return write_pictures(shown, path)
 
 

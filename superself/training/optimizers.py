@@ -47,6 +47,7 @@ class OptimizerPair(Optimizer):
     def __init__(self, first: Optimizer, second: Optimizer) -> None:
         super().__init__([*first.param_groups, *second.param_groups], {})  # the very groups of the two
         self.first, self.second = first, second
+        self.defaults = first.defaults  # schedules that move a momentum too look there for it
 
     def step(self, closure: None = None) -> None:
         """One step of both."""

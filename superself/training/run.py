@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -106,4 +107,14 @@ class Run:
 
 def stored_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     """The constructor's arguments that a checkpoint can hold: plain values, and neither the data nor the seed."""
-    return {k: v for k, v in arguments.items() if is_plain(v) and k not in ("dataset", "seed")}
+    plain = {k: plainer(v) for k, v in arguments.items() if k not in ("dataset", "seed")}
+    return {k: v for k, v in plain.items() if is_plain(v)}
+
+
+def plainer(value: Any) -> Any:
+    """The same value with lists in place of ranges, and Python's numbers in place of numpy's."""
+    if isinstance(value, range):
+        return list(value)
+    if type(value) in (list, tuple):
+        return type(value)(map(plainer, value))
+    return value.item() if isinstance(value, np.generic) else value

@@ -102,3 +102,9 @@ def test_momentum_outside_zero_to_one_is_refused():
 def test_an_unknown_recipe_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match="augment='simclear' is no recipe; did you mean 'simclr'"):
         byol(augment="simclear")
+
+
+def test_predictor_follows_the_width_of_the_projector():
+    supervisor = byol(projector=nn.Linear(16, 24))
+    assert torch.isfinite(supervisor._forward((tiny_images(), torch.arange(16))))
+    assert supervisor.predictor(torch.zeros(2, 24)).shape == (2, 24)

@@ -74,6 +74,19 @@ def test_interpolation_does_not_tell_the_angle():
     assert sharpness.max() / sharpness.min() < 1.1
 
 
+def test_smoothing_does_not_tell_the_angle():
+    """What is near a pixel's size has no direction: it changes along the axes as it does along the diagonals."""
+    noise = torch.rand(200, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    views = views_of(noise, (0, 45, 90)).view(3, 200, 21, 21)
+
+    def change(down, right):
+        moved = views.roll((down, right), (2, 3))[..., 1:-1, 1:-1]
+        return (moved - views[..., 1:-1, 1:-1]).square().mean(dim=(1, 2, 3))
+
+    ratio = (change(0, 1) + change(1, 0)) / (change(1, 1) + change(1, -1))
+    assert ratio.max() / ratio.min() < 1.02
+
+
 def test_loss_of_uniform_logits_is_chance():
     supervisor = RotateNetSupervisor(tiny_images(), backbone=TinyBackbone(), predictor=Recorder(4))
     loss = supervisor._forward((tiny_images(), torch.arange(16)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -65,3 +66,12 @@ def test_unfitting_values_are_refused():
         Preprocessing((1, 8, 8), "uint8", (0.0,), (0.0,))
     with pytest.raises(ValueError, match="the batch has 3 channels, the preprocessing was made for 1"):
         Preprocessing((1, 8, 8), "uint8", (0.0,), (1.0,))(torch.zeros(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize(("scale", "offset", "warns"), [(1, 0, False), (255, 0, True), (4, -2, True)])
+def test_floats_outside_of_zero_to_one_are_pointed_out(scale, offset, warns):
+    pixels = np.random.default_rng(0).random((6, 8, 8, 3), dtype=np.float32) * scale + offset
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Preprocessing.of(open_images(pixels))
+    assert any("pass images in that range" in str(w.message) for w in caught) == warns

@@ -87,3 +87,11 @@ def test_columns_need_images(tmp_path):
     with pytest.raises(ValueError, match="there are no images to show; pass dataset="):
         show_columns(supervisor, lambda images: [images], tmp_path / "a.png")
     show_columns(supervisor, lambda images: [images / 255], tmp_path / "a.png", dataset=tiny_images(3, size=(225, 225)))
+
+
+def test_a_column_that_fails_leaves_the_generator_as_it_was(tmp_path):
+    supervisor = superself.RotateNetSupervisor(tiny_images(6), backbone=TinyBackbone(), seed=0)
+    state = supervisor.generator.get_state()
+    with pytest.raises(ZeroDivisionError):
+        show_columns(supervisor, lambda images: [images / (1 // 0)], tmp_path / "a.png")
+    assert torch.equal(supervisor.generator.get_state(), state)

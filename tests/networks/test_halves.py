@@ -86,6 +86,7 @@ def test_a_pair_of_modules_and_ready_halves_are_taken_as_they_are():
     halves = build_halves(pair, (3, 16, 16))
     assert (halves.lightness, halves.colour) == pair and not hasattr(halves, "rebuild")
     assert build_halves(halves, (3, 16, 16), "L") is halves and halves.use == "L"
+    assert build_halves(halves, (3, 16, 16)).use == "L"
 
 
 @pytest.mark.parametrize("channels", [1, 4])
