@@ -15,7 +15,7 @@ from superself.augment import GridTiles, RandomGrayscale
 from superself.augment.permutations import permutation_set
 from superself.data import to_float
 from superself.evaluation.figures import show_columns
-from superself.networks import MLP, CombinedNet, build_backbone, feature_width
+from superself.networks import MLP, CombinedNet, build_backbone, tile_width
 from superself.supervisor import Supervisor
 
 
@@ -48,7 +48,7 @@ class JigsawNetSupervisor(Supervisor):
         channel_jitter: how far each channel of a tile is moved at the most, as a fraction of its side.
         greyscale: share of the tiles that are made grey.
         whole: one image of the whole puzzle for the backbone, in place of one tile at a time.
-        backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module; for images of a tile's size.
+        backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module; sees tiles and, later, images.
         predictor: from the features of the tiles, one after another (B, T * D), to logits (B, K), or from those of the
             whole (B, D); None for an MLP.
         loss: of (logits (B, K), targets (B,)); None for the cross-entropy.
@@ -107,8 +107,8 @@ class JigsawNetSupervisor(Supervisor):
         self.jitter = min(round(channel_jitter * self.tile), (cell - self.tile) // 2) if channels > 1 else 0  # pixels
         self.cut, self.grey = GridTiles(grid, self.tile + 2 * self.jitter), RandomGrayscale(greyscale)
         side, parts = (grid * self.tile, 1) if whole else (self.tile, grid * grid)
-        backbone = build_backbone(backbone, (channels, side, side))
-        width = parts * feature_width(backbone, (channels, side, side))
+        backbone = build_backbone(backbone, self.images.shape)
+        width = parts * tile_width(backbone, self.images.shape, side)
         predictor = MLP(width, len(self.permutations), hidden=512) if predictor is None else predictor
         self.model = CombinedNet(backbone, predictor)
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from superself.augment import GridTiles, recipe
 from superself.augment.recipes import pirl
 from superself.losses import InfoNCE
-from superself.networks import MLP, CombinedNet, MemoryBank, build_backbone, feature_width
+from superself.networks import MLP, CombinedNet, MemoryBank, build_backbone, feature_width, tile_width
 from superself.supervisor import Supervisor
 
 CELL = 85 / 64  # of a tile: cells of 85 pixels and tiles of 64, in the authors' code
@@ -117,7 +117,7 @@ class PIRLSupervisor(Supervisor):
             raise ValueError(
                 f"grid={grid}, tile={tile} makes no puzzle; pass a grid of 2 or more, and tiles of 1 pixel or more."
             )
-        channels, *size = self.images.shape
+        size = self.images.shape[1:]
         tile = tile or default_tile(size, grid)
         self.weight, self.negatives = weight, negatives
         self.views = recipe(augment, size, views=1)
@@ -130,14 +130,8 @@ class PIRLSupervisor(Supervisor):
             predictor = MLP(feature_width(backbone, self.images.shape), 128, layers=1)
         self.model = CombinedNet(backbone, predictor)  # f
         width = feature_width(self.model, self.images.shape)
-        try:
-            tile_width = feature_width(backbone, (channels, tile, tile))
-        except ValueError as error:
-            raise ValueError(
-                f"{type(backbone).__name__} takes images of {size[0]} x {size[1]} but no tiles of {tile} x {tile}; pass "
-                f"tile={size[0]} if it is built for that one size, a larger tile, or another backbone, for example 'resnet18'."
-            ) from error
-        self.jigsaw_head = JigsawHead(tile_width, width, grid * grid) if jigsaw_head is None else jigsaw_head  # g
+        of_tile = tile_width(backbone, self.images.shape, tile)
+        self.jigsaw_head = JigsawHead(of_tile, width, grid * grid) if jigsaw_head is None else jigsaw_head  # g
         self.bank = MemoryBank(len(self.images), width, momentum)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from superself.networks.backbones import build_backbone
-from superself.networks.combined import CombinedNet, feature_width, pool_features
+from superself.networks.combined import CombinedNet, feature_width, pool_features, tile_width
 from superself.networks.decoders import Decoder, Upsampling
 from superself.networks.efficient import EfficientFeatures
 from superself.networks.halves import HalvesNet, LabHalves, PerHalf, Pool, build_halves, keep_rgb
@@ -31,5 +31,6 @@ __all__ = [
     "feature_width",
     "keep_rgb",
     "pool_features",
+    "tile_width",
     "use_layer_norm",
 ]

@@ -102,3 +102,23 @@ def feature_width(backbone: nn.Module, shape: tuple[int, int, int]) -> int:
             "the first dimension must be the image; change what its forward() returns."
         )
     return features.shape[1]
+
+
+def tile_width(backbone: nn.Module, shape: tuple[int, int, int], side: int) -> int:
+    """``feature_width`` of square tiles of images, for a backbone that takes the images.
+
+    Args:
+        backbone: any module that CombinedNet takes.
+        shape: (C, H, W) of the images.
+        side: of a tile, in pixels.
+
+    Raises:
+        ValueError: if the backbone cannot take tiles.
+    """
+    try:
+        return feature_width(backbone, (shape[0], side, side))
+    except ValueError as error:
+        raise ValueError(
+            f"{type(backbone).__name__} takes images of {shape[1]} x {shape[2]} but no tiles of {side} x {side}; pass larger "
+            "tiles, or another backbone, for example 'resnet18'."
+        ) from error

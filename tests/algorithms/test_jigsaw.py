@@ -184,3 +184,11 @@ def test_shows_the_image_beside_its_puzzles(tmp_path):
 def test_what_makes_no_puzzle_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         jigsaw(**arguments)
+
+
+def test_the_backbone_is_built_for_images_and_sees_tiles():
+    """Features are taken of images: one of 96 pixels is no small image, though its tiles of 40 would be."""
+    supervisor = JigsawNetSupervisor(tiny_images(4, size=(96, 96)), backbone="squeezenet1_1")
+    assert supervisor.tile == 40 and "3 x 3 stem" not in supervisor.get_backbone().description
+    small = JigsawNetSupervisor(tiny_images(4, size=(64, 64)), backbone="squeezenet1_1")
+    assert "3 x 3 stem for images of 64 x 64" in small.get_backbone().description
