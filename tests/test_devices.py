@@ -5,10 +5,12 @@ Mixing devices raises, and so does everything that would make Python wait for a 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
@@ -28,6 +30,17 @@ class PretendedAccelerator(FakeTensorMode):
         ):
             return super().__torch_dispatch__(func, types, args, kwargs)
         return func(*args, **(kwargs or {}))
+
+
+def move(module, device=None, **layout):
+    """What ``Module.to`` does to parameters and buffers, which pretended ones do not let themselves be done to."""
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and device is not None:
+                    moved = tensor.detach().to(device)
+                    tensors[name] = nn.Parameter(moved, tensor.requires_grad) if tensors is part._parameters else moved
+    return module
 
 
 def no_optimizer():
@@ -50,6 +63,20 @@ def test_a_step_stays_on_the_accelerator_and_waits_for_nothing(case, monkeypatch
         for name, tensor in supervisor.state_dict(keep_vars=True).items():
             assert tensor.device.type == DEVICE and id(tensor) == before[name], name
     assert loss.device.type == DEVICE and loss.shape == ()
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.algorithm.__name__ for case in CASES])
+def test_a_backbone_may_be_on_the_accelerator_before(case, monkeypatch):
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices=None: contextlib.nullcontext())  # asks the driver
+    monkeypatch.setattr(nn.Module, "to", move)
+    backbone = case.backbone()
+    with PretendedAccelerator(allow_non_fake_inputs=True):
+        backbone.to(DEVICE)
+        supervisor = case.make(tiny_images(size=(80, 96)), backbone=backbone)
+        assert supervisor.device.type == DEVICE
+        supervisor.to(supervisor.device)  # as supervise() does
+        images, places = supervisor.images.load().batch(torch.arange(8))[:2]
+        assert supervisor._forward((images.to(DEVICE), places.to(DEVICE))).device.type == DEVICE
 
 
 def test_the_pretended_accelerator_refuses_what_a_real_one_would():

@@ -35,6 +35,7 @@ def use_layer_norm(network: nn.Module) -> nn.Module:
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
                 norm = LayerNorm2d(child.num_features, eps=child.eps)
+                norm.to(next((p.device for p in (*child.parameters(), *child.buffers())), "cpu"))
                 after = [getattr(child, held) for held in ("drop", "act") if hasattr(child, held)]
                 setattr(module, name, nn.Sequential(norm, *after) if after else norm)
     return network
