@@ -15,17 +15,18 @@ from torch.optim import Optimizer
 
 from superself.data import BatchLoader, EpochSampler, Preprocessing, Unknown, open_images
 from superself.evaluation.watch import Watch
-from superself.networks import CombinedNet
+from superself.networks import CombinedNet, called_networks
 from superself.training import (
     Run,
     can_fuse,
     check_known,
     check_settings,
-    constant,
+    keys_of_images,
     parameter_groups,
     read_checkpoint,
     require_fit,
     seed_everything,
+    start_schedule,
     stored_arguments,
     untouched_randomness,
     versions,
@@ -226,7 +227,7 @@ class Supervisor(nn.Module):
         self.to(self.device)  # heads too, where the backbone was brought there before
         self.images.load().copy_to(self.device)
         if self.settings["compile"]:
-            for network in self._networks():
+            for network in called_networks(self):
                 network.compile()
         target = "label" if self.with_labels else "index"
         pin = self.device.type == "cuda"
@@ -238,11 +239,7 @@ class Supervisor(nn.Module):
         fused = {"fused": True} if can_fuse(optimizer, self.device) else {}
         optimizer = optimizer(groups, lr=lr, **fused)
         self.total_steps = self.total_epochs * len(loader)
-        schedule = lr_scheduler or constant
-        needed = [p for p in inspect.signature(schedule).parameters.values() if p.default is p.empty]
-        takes_steps = len([p for p in needed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]) > 1
-        lr_scheduler = schedule(optimizer, self.total_steps) if takes_steps else schedule(optimizer)
-        return loader, optimizer, lr_scheduler
+        return loader, optimizer, start_schedule(lr_scheduler, optimizer, self.total_steps)
 
     def _sampler(self, batch_size: int, shuffle: bool) -> EpochSampler:
         """Which images an epoch takes, and in which order. Override to train on a part of them."""
@@ -329,27 +326,12 @@ class Supervisor(nn.Module):
                 self._rebuild(arguments, Unknown(shape, len(images)))
         own, model = self.state_dict(), stored["model"]
         if given and len(self.images) != count:  # what is known of each image is of no use for others
-            model = {**model, **{key: own[key] for key in self._of_images()}}
+            model = {**model, **{key: own[key] for key in keys_of_images(self)}}
         require_fit(own, model, f"{name}, a run of {stored['algorithm']},")
         self.load_state_dict(model)
         preprocessing = Preprocessing.from_dict(stored["preprocessing"])
         self.preprocessing = replace(preprocessing, shape=self.images.shape) if given else preprocessing
         return stored
-
-    def _networks(self) -> list[nn.Module]:
-        """Everything with parameters that algorithms call: networks, and the two parts of those that have two."""
-        parts = [
-            part
-            for net in self.children()
-            for part in ([net, *net.children()] if isinstance(net, CombinedNet) else [net])
-        ]
-        return [part for part in parts if next(part.parameters(), None) is not None]
-
-    def _of_images(self) -> list[str]:
-        """Keys of the state that belong to the images of this one data set, such as the rows of a memory bank."""
-        modules = [(f"{name}." if name else "", module) for name, module in self.named_modules()]
-        parts = tuple(prefix + part for prefix, module in modules for part in getattr(module, "of_images", ()))
-        return [key for key in self.state_dict() if key.startswith(parts)]
 
     def _rebuild(self, arguments: dict[str, Any], images: Unknown) -> None:
         """Makes the networks anew from ``arguments`` for images like ``images``; the data set stays."""

@@ -122,3 +122,11 @@ def tile_width(backbone: nn.Module, shape: tuple[int, int, int], side: int) -> i
             f"{type(backbone).__name__} takes images of {shape[1]} x {shape[2]} but no tiles of {side} x {side}; pass larger "
             "tiles, or another backbone, for example 'resnet18'."
         ) from error
+
+
+def called_networks(module: nn.Module) -> list[nn.Module]:
+    """The children that have parameters, and the two parts of each CombinedNet, which may be called one by one."""
+    parts = []
+    for child in module.children():
+        parts += [child, *child.children()] if isinstance(child, CombinedNet) else [child]
+    return [part for part in parts if next(part.parameters(), None) is not None]

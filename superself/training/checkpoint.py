@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def checkpoint_path(name: str | Path) -> Path:
@@ -113,3 +113,13 @@ def require_fit(expected: dict[str, Tensor], given: dict[str, Tensor], source: s
             f"supervisor with the backbone, predictor and arguments of that run, or go on from its backbone alone: load the run "
             f"without a data set, and give its get_backbone() to a new supervisor as backbone=:\n  {listed}"
         )
+
+
+def keys_of_images(module: nn.Module) -> list[str]:
+    """Keys of the state that belong to the images of one data set, such as the rows of a memory bank.
+
+    They begin with what a module inside has in its ``of_images``, names of its own parts.
+    """
+    modules = [(f"{name}." if name else "", part) for name, part in module.named_modules()]
+    beginnings = tuple(prefix + own for prefix, part in modules for own in getattr(part, "of_images", ()))
+    return [key for key in module.state_dict() if key.startswith(beginnings)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -43,3 +45,11 @@ def warmup_cosine(warmup: float = 0.05, final: float = 0.0) -> Callable[[Optimiz
         return LambdaLR(optimizer, factor)
 
     return schedule
+
+
+def start_schedule(lr_scheduler: Callable[..., Any] | None, optimizer: Optimizer, total_steps: int) -> Any:
+    """The schedule of a run: ``f(optimizer)``, or ``f(optimizer, total_steps)`` where f needs a second argument."""
+    schedule = lr_scheduler or constant
+    needed = [p for p in inspect.signature(schedule).parameters.values() if p.default is p.empty]
+    by_place = [p for p in needed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return schedule(optimizer, total_steps) if len(by_place) > 1 else schedule(optimizer)
