@@ -24,7 +24,7 @@ from superself.augment import (
 from superself.augment.recipes import is_small
 from superself.data import to_float
 from superself.evaluation.figures import show_columns
-from superself.networks import CombinedNet, build_backbone, feature_width, use_layer_norm
+from superself.networks import CombinedNet, build_backbone, feature_width, tile_width, use_layer_norm
 from superself.supervisor import Supervisor
 
 DIRECTIONS: tuple[
@@ -65,7 +65,7 @@ class ContrastivePredictiveCodingSupervisor(Supervisor):
         scale: s.
         layer_norm: put layer norm in place of each 2d batch norm of the backbone, also of a module of one's own, in place:
             batch norm lets patches tell each other what they show.
-        backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module; it is given patches.
+        backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module; sees patches and, later, images.
         context: from features (B, R, C, D) to contexts (B, R, C, W) that see no row further down; None for MaskedContext.
         predictor: V, from features (N, D) to targets (N, E); None for a linear layer with E = 64.
         loss: of (logits (Q, N), places of the targets (Q,)); None for the cross-entropy.
@@ -120,12 +120,12 @@ class ContrastivePredictiveCodingSupervisor(Supervisor):
         self.scale = scale
         self.patches = OverlappingPatches(size, stride)
         self.views = recipe(augment or default_changes(size), size, views=1)
-        shape = (channels, size, size)
-        backbone = layer_normed(backbone, shape) if layer_norm else build_backbone(backbone, shape)
-        width = feature_width(backbone, shape)
+        build = layer_normed if layer_norm else build_backbone
+        backbone = build(backbone, self.images.shape)
+        width = tile_width(backbone, self.images.shape, size)
         self.model = CombinedNet(backbone, nn.Linear(width, 64) if predictor is None else predictor)  # z, then V z
         self.context = MaskedContext(width) if context is None else context
-        embedding = feature_width(self.model, shape)
+        embedding = feature_width(self.model, (channels, size, size))
         seen = self.context(torch.zeros(1, *self.grid, width)).shape[-1]
         self.distances = [range(nearest, min(nearest + steps, n)) for n in (self.grid[0],) * 2 + (self.grid[1],) * 2]
         self.linear = nn.ModuleList(nn.Linear(seen, len(ks) * embedding) for ks in self.distances)  # W_k

@@ -239,3 +239,9 @@ def test_show_inputs_draws_the_original_its_patches_and_what_the_network_gets(tm
 def test_grids_without_a_target_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         cpc(**arguments)
+
+
+def test_the_backbone_is_built_for_images_and_sees_patches():
+    """With the stem for small images the 49 patches of an image of 96 pixels would cost sixteen times as much."""
+    supervisor = ContrastivePredictiveCodingSupervisor(tiny_images(4, size=(96, 96)), backbone="squeezenet1_1")
+    assert supervisor.grid == (7, 7) and "3 x 3 stem" not in supervisor.get_backbone().description
