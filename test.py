@@ -1,6 +1,6 @@
 """Any algorithm, end to end: train without labels, store, load anew, measure, and look.
 
-python test.py                                                      the demo: RotateNet on the embedded photographs
+python test.py                                                      the demo: Split-Brain on the embedded photographs
 python test.py rotatenet --data my_images --size 64 --epochs 5      one algorithm on a folder of your own
 python test.py all --quick                                          every algorithm for a few steps
 """
@@ -75,7 +75,7 @@ def open_data(options: argparse.Namespace) -> tuple:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*list_algorithms(), "all"]
-    parser.add_argument("algorithm", nargs="?", default="rotatenet", choices=names, help="the algorithm, or all")
+    parser.add_argument("algorithm", nargs="?", default="splitbrain", choices=names, help="the algorithm, or all")
     parser.add_argument(
         "--data", default="photos", help="photos, cifar10, or a folder (with train/ and test/ if labelled)"
     )
