@@ -308,12 +308,12 @@ class Supervisor(nn.Module):
         """Takes weights, arguments and preprocessing of the stored run ``name``, and returns the whole of it."""
         stored = read_checkpoint(name)
         shape, count = tuple(stored["data"]["shape"]), stored["data"]["count"]
-        if len(self.images) and self.images.shape[0] != shape[0]:
+        given = len(self.images) > 0 and not isinstance(self.images, Unknown)
+        if given and self.images.shape[0] != shape[0]:
             raise ValueError(
                 f"The run {str(name)!r} was trained on {shape[0]} channels and this data set has {self.images.shape[0]}; "
                 f"pass images with {shape[0]} channels."
             )
-        given = len(self.images) > 0 and not isinstance(self.images, Unknown)
         if given and self.one_size and self.images.shape != shape:
             raise ValueError(
                 f"The run {str(name)!r} predicts images of {shape[1]} x {shape[2]} and those of this data set have "

@@ -256,8 +256,8 @@ def test_load_builds_the_networks_of_the_stored_run():
 
 
 def test_one_supervisor_loads_runs_over_different_images_in_turn():
-    for name, count, side in (("a", 8, 16), ("b", 12, 20)):
-        images = tiny_images(count, size=(side, side))
+    for name, count, channels, side in (("a", 8, 3, 16), ("b", 12, 1, 20)):
+        images = tiny_images(count, channels, (side, side))
         supervisor = InstanceDiscriminationSupervisor(images, backbone="squeezenet1_1")
         supervisor.supervise(epochs=1, batch_size=4, name=name, progress=False)
     loaded = InstanceDiscriminationSupervisor().load("a").load("b")

@@ -122,7 +122,7 @@ class ContrastivePredictiveCodingSupervisor(Supervisor):
         self.views = recipe(augment or default_changes(size), size, views=1)
         build = layer_normed if layer_norm else build_backbone
         backbone = build(backbone, self.images.shape)
-        width = tile_width(backbone, self.images.shape, size)
+        width = tile_width(backbone, self.images.shape, size, "a larger patch_size")
         self.model = CombinedNet(backbone, nn.Linear(width, 64) if predictor is None else predictor)  # z, then V z
         self.context = MaskedContext(width) if context is None else context
         embedding = feature_width(self.model, (channels, size, size))

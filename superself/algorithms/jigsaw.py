@@ -108,7 +108,7 @@ class JigsawNetSupervisor(Supervisor):
         self.cut, self.grey = GridTiles(grid, self.tile + 2 * self.jitter), RandomGrayscale(greyscale)
         side, parts = (grid * self.tile, 1) if whole else (self.tile, grid * grid)
         backbone = build_backbone(backbone, self.images.shape)
-        width = parts * tile_width(backbone, self.images.shape, side)
+        width = parts * tile_width(backbone, self.images.shape, side, "a smaller grid, larger images")
         predictor = MLP(width, len(self.permutations), hidden=512) if predictor is None else predictor
         self.model = CombinedNet(backbone, predictor)
 

@@ -80,12 +80,14 @@ class MomentumContrastSupervisor(Supervisor):
             )
         if splits < 1:
             raise ValueError(f"splits={splits} makes no part of a batch; pass 1 or more.")
-        self.momentum, self.splits, self.symmetric = momentum, splits, symmetric
+        self.momentum, self.symmetric = momentum, symmetric
         self.views = recipe(augment, self.images.shape[1:], views=2)
         backbone = build_backbone(backbone, self.images.shape)
         if isinstance(projector, str):
             projector = _projector(projector, feature_width(backbone, self.images.shape))
         self.model = CombinedNet(backbone, projector)  # f_q
+        normed = any(isinstance(module, _BatchNorm) for module in self.model.modules())
+        self.splits = splits if normed else 1
         self.key_encoder = MomentumEncoder(self.model)  # f_k
         self.queue = FeatureQueue(queue_size, feature_width(self.model, self.images.shape))
 
@@ -107,8 +109,7 @@ class MomentumContrastSupervisor(Supervisor):
 
     def _in_parts(self, network: nn.Module, views: Tensor) -> Tensor:
         """What a network gives for views (B, C, H, W); while training, batch norm sees a random part of them at a time."""
-        normed = any(isinstance(module, _BatchNorm) for module in network.modules())
-        parts = min(self.splits, len(views) // 2) if normed and self.training else 1
+        parts = min(self.splits, len(views) // 2) if self.training else 1
         if parts < 2:
             return network(views)
         order = torch.randperm(len(views), generator=self.generator).to(views.device, non_blocking=True)

@@ -130,7 +130,8 @@ class PIRLSupervisor(Supervisor):
             predictor = MLP(feature_width(backbone, self.images.shape), 128, layers=1)
         self.model = CombinedNet(backbone, predictor)  # f
         width = feature_width(self.model, self.images.shape)
-        of_tile = tile_width(backbone, self.images.shape, tile)
+        remedy = f"tile={size[0]} if it is built for that one size, a larger tile"
+        of_tile = tile_width(backbone, self.images.shape, tile, remedy)
         self.jigsaw_head = JigsawHead(of_tile, width, grid * grid) if jigsaw_head is None else jigsaw_head  # g
         self.bank = MemoryBank(len(self.images), width, momentum)
 

@@ -104,13 +104,14 @@ def feature_width(backbone: nn.Module, shape: tuple[int, int, int]) -> int:
     return features.shape[1]
 
 
-def tile_width(backbone: nn.Module, shape: tuple[int, int, int], side: int) -> int:
+def tile_width(backbone: nn.Module, shape: tuple[int, int, int], side: int, remedy: str) -> int:
     """``feature_width`` of square tiles of images, for a backbone that takes the images.
 
     Args:
         backbone: any module that CombinedNet takes.
         shape: (C, H, W) of the images.
         side: of a tile, in pixels.
+        remedy: what to pass for tiles that the backbone may take.
 
     Raises:
         ValueError: if the backbone cannot take tiles.
@@ -119,8 +120,8 @@ def tile_width(backbone: nn.Module, shape: tuple[int, int, int], side: int) -> i
         return feature_width(backbone, (shape[0], side, side))
     except ValueError as error:
         raise ValueError(
-            f"{type(backbone).__name__} takes images of {shape[1]} x {shape[2]} but no tiles of {side} x {side}; pass larger "
-            "tiles, or another backbone, for example 'resnet18'."
+            f"{type(backbone).__name__} takes images of {shape[1]} x {shape[2]} but no tiles of {side} x {side}; pass "
+            f"{remedy}, or another backbone, for example 'resnet18'."
         ) from error
 
 

@@ -179,7 +179,7 @@ class FixedSize(nn.Module):
 
 
 def test_a_backbone_of_one_size_needs_tiles_of_that_size():
-    with pytest.raises(ValueError, match=r"FixedSize takes images of 24 x 24 but no tiles of 7 x 7; pass larger tiles"):
+    with pytest.raises(ValueError, match=r"FixedSize takes images of 24 x 24 but no tiles of 7 x 7; pass tile=24"):
         pirl(backbone=FixedSize(24), tile=None, tile_augment=None)
     supervisor = pirl(backbone=FixedSize(24), tile=24, tile_augment=None)
     assert torch.isfinite(supervisor._forward((tiny_images(size=(24, 24)), torch.arange(16))))
