@@ -18,7 +18,7 @@ from superself.algorithms import (
     list_algorithms,
 )
 from superself.evaluation import compare, features
-from superself.evaluation.label import LabelSupervisor
+from superself.labels import LabelSupervisor
 from superself.networks import CombinedNet
 from superself.supervisor import Supervisor
 from superself.version import __version__

@@ -13,22 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from superself.data import BatchLoader, EpochSampler, Preprocessing, Unknown, open_images
-from superself.evaluation.watch import Watch
-from superself.networks import CombinedNet, called_networks
+from superself.basics.random import preserve_random_state, seed_everything
+from superself.data import BatchLoader, EpochSampler, ImageSpec, Preprocessing, open_images
+from superself.evaluation.monitor import FeatureMonitor
+from superself.networks import CombinedNet, compilable_networks
 from superself.training import (
     Run,
     can_fuse,
     check_known,
     check_settings,
-    keys_of_images,
+    dataset_state_keys,
     parameter_groups,
     read_checkpoint,
     require_fit,
-    seed_everything,
     start_schedule,
     stored_arguments,
-    untouched_randomness,
     versions,
     write_checkpoint,
 )
@@ -62,7 +61,7 @@ class Supervisor(nn.Module):
         "the batch is too small for the networks' batch norm",
         "the images are nearly all alike",
     )
-    one_size = False  # whether the networks take images of the size alone that they were built for
+    fixed_image_size = False  # whether the networks take images of the size alone that they were built for
     with_labels = False  # what comes with the images of a batch: their labels, or their places in the data set
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Supervisor:
@@ -227,7 +226,7 @@ class Supervisor(nn.Module):
         self.to(self.device)  # heads too, where the backbone was brought there before
         self.images.load().copy_to(self.device)
         if self.settings["compile"]:
-            for network in called_networks(self):
+            for network in compilable_networks(self):
                 network.compile()
         target = "label" if self.with_labels else "index"
         pin = self.device.type == "cuda"
@@ -308,37 +307,37 @@ class Supervisor(nn.Module):
         """Takes weights, arguments and preprocessing of the stored run ``name``, and returns the whole of it."""
         stored = read_checkpoint(name)
         shape, count = tuple(stored["data"]["shape"]), stored["data"]["count"]
-        given = len(self.images) > 0 and not isinstance(self.images, Unknown)
+        given = len(self.images) > 0 and not isinstance(self.images, ImageSpec)
         if given and self.images.shape[0] != shape[0]:
             raise ValueError(
                 f"The run {str(name)!r} was trained on {shape[0]} channels and this data set has {self.images.shape[0]}; "
                 f"pass images with {shape[0]} channels."
             )
-        if given and self.one_size and self.images.shape != shape:
+        if given and self.fixed_image_size and self.images.shape != shape:
             raise ValueError(
                 f"The run {str(name)!r} predicts images of {shape[1]} x {shape[2]} and those of this data set have "
                 f"{self.images.shape[1]} x {self.images.shape[2]}; pass image_size={shape[1:]}."
             )
         if stored["algorithm"] in [cls.__name__ for cls in type(self).__mro__]:
             arguments = {**stored["arguments"], **self.arguments}
-            images = self.images if given else Unknown(shape, count)
+            images = self.images if given else ImageSpec(shape, count)
             if (arguments, shape, len(images)) != (self.arguments, self.built_for, len(self.images)):
-                self._rebuild(arguments, Unknown(shape, len(images)))
+                self._rebuild(arguments, ImageSpec(shape, len(images)))
         own, model = self.state_dict(), stored["model"]
         if given and len(self.images) != count:  # what is known of each image is of no use for others
-            model = {**model, **{key: own[key] for key in keys_of_images(self)}}
+            model = {**model, **{key: own[key] for key in dataset_state_keys(self)}}
         require_fit(own, model, f"{name}, a run of {stored['algorithm']},")
         self.load_state_dict(model)
         preprocessing = Preprocessing.from_dict(stored["preprocessing"])
         self.preprocessing = replace(preprocessing, shape=self.images.shape) if given else preprocessing
         return stored
 
-    def _rebuild(self, arguments: dict[str, Any], images: Unknown) -> None:
+    def _rebuild(self, arguments: dict[str, Any], images: ImageSpec) -> None:
         """Makes the networks anew from ``arguments`` for images like ``images``; the data set stays."""
         own, device = self.images, self.device
         of_data = inspect.signature(open_images).parameters
         options = {k: v for k, v in arguments.items() if k not in of_data and k not in ("dataset", "seed")}
-        with untouched_randomness():
+        with preserve_random_state():
             self.__init__(dataset=images, **options)
         self.images = own if len(own) else images
         self.arguments = arguments
@@ -350,7 +349,7 @@ class Supervisor(nn.Module):
         chance_loss = None if self.arguments.get("loss") else self.chance_loss  # may be measured on the data: once
         self.run = Run(settings, optimizer, lr_scheduler, len(loader), chance_loss, self, self.device)
         probe = self.settings["probe"], self.settings["probe_every"]
-        self.watch = Watch(self.images.sample(256), *probe, self.run.autocast)
+        self.watch = FeatureMonitor(self.images.sample(256), *probe, self.run.autocast)
         if stored:
             self.run.load_state_dict(stored, self.generator)
             self.step, self.epoch = stored["step"], stored["epoch"]

@@ -7,11 +7,11 @@ from typing import Any
 from superself.algorithms.bigan import BiGanSupervisor
 from superself.algorithms.byol import BYOLSupervisor
 from superself.algorithms.cmc import ContrastiveMultiviewCodingSupervisor
-from superself.algorithms.context import ContextNetSupervisor
+from superself.algorithms.context_encoder import ContextNetSupervisor
 from superself.algorithms.cpc import ContrastivePredictiveCodingSupervisor
-from superself.algorithms.denoise import DenoiseNetSupervisor
-from superself.algorithms.discrimination import InstanceDiscriminationSupervisor
+from superself.algorithms.denoising_autoencoder import DenoiseNetSupervisor
 from superself.algorithms.exemplarnet import ExemplarNetSupervisor
+from superself.algorithms.instance_discrimination import InstanceDiscriminationSupervisor
 from superself.algorithms.jigsaw import JigsawNetSupervisor
 from superself.algorithms.moco import MomentumContrastSupervisor
 from superself.algorithms.pirl import PIRLSupervisor

@@ -60,7 +60,7 @@ class BiGanSupervisor(AdversarialSupervisor):
     """
 
     family = "generative"
-    one_size = True  # what the decoder gives
+    fixed_image_size = True  # what the decoder gives
     loss_meaning = (
         "a game: cross-entropy of the pairs with swapped labels; at its equilibrium 0.693 (ln 2) for both players"
     )

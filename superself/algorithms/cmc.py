@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 
 from superself.augment import Compose, recipe
 from superself.augment.recipes import crop_and_flip
-from superself.evaluation.features import evaluation_mode
 from superself.losses import InfoNCE
 from superself.networks import MLP, HalvesNet, MemoryBank, PerHalf, Pool, build_halves, feature_width, keep_rgb
+from superself.networks.modes import evaluation_mode
 from superself.supervisor import Supervisor
 
 

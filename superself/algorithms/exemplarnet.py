@@ -52,7 +52,7 @@ class ExemplarNetSupervisor(Supervisor):
         "many images are nearly alike, so that they cannot be told apart",
     )
     knows_its_images = True  # a class is an image of the data set: of other images the loss says nothing
-    of_images = ("classes", "model.predictor")  # what other images begin anew
+    dataset_state = ("classes", "model.predictor")  # what other images begin anew
 
     def __init__(
         self,

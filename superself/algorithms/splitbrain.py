@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, interpolate
 
-from superself.data import Unknown
-from superself.evaluation.features import evaluation_mode
+from superself.data import ImageSpec
 from superself.evaluation.figures import show_columns
 from superself.networks import Decoder, HalvesNet, PerHalf, Pool, Upsampling, build_halves, feature_width, keep_rgb
+from superself.networks.modes import evaluation_mode
 from superself.supervisor import Supervisor
 
 ANNEALING = (
@@ -96,7 +96,7 @@ class SplitBrainNetSupervisor(Supervisor):
     @property
     def chance_loss(self) -> float | None:
         """Entropy of the bins in the data, of ab and of L: what one answer for all images gives at best; None without images."""
-        if self._chance is None and len(self.images) and not isinstance(self.images, Unknown):
+        if self._chance is None and len(self.images) and not isinstance(self.images, ImageSpec):
             parts = self.images.sample(512).split(32)
             labs = (self.model.backbone.lab(self.preprocessing(part.to(self.device))) for part in parts)
             ab, lightness = (torch.cat(bins) for bins in zip(*map(self.bins, labs), strict=True))

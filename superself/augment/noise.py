@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from superself.augment.colour import greyscale
 from superself.augment.resample import weighted_rows
 from superself.augment.tone import bounds
 from superself.augment.transform import Transform, to_device, uniform
+from superself.basics.colour import greyscale
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:

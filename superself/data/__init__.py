@@ -1,10 +1,10 @@
 """Sources of images, decoding, the cache in memory, batches, and the photographs that come with the package."""
 
-from superself.data.images import Batch, Images, Unknown
+from superself.data.datasets import cifar10, stl10
+from superself.data.images import Batch, Images, ImageSpec
 from superself.data.loader import BatchLoader, EpochSampler, SequentialBatches
-from superself.data.named import cifar10, stl10
-from superself.data.opening import open_images
-from superself.data.photos import photos
+from superself.data.open import open_images
+from superself.data.photographs import photos
 from superself.data.preprocessing import Preprocessing, mean_prediction_loss, to_float
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "Images",
     "Preprocessing",
     "SequentialBatches",
-    "Unknown",
+    "ImageSpec",
     "cifar10",
     "mean_prediction_loss",
     "open_images",

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from superself.basics.random import preserve_random_state
 from superself.data.decode import Header, cover, fit
 from superself.data.sources import FileSource, ItemSource, TensorSource, evenly, in_threads, reason
-from superself.training import untouched_randomness
 
 BROKEN_SHARE = 0.05  # more broken images than this share of all stop the run
 MEMORY_LIMIT = 2 * 2**30  # bytes
@@ -168,7 +168,7 @@ class Images(Dataset):
         Shape:
             -> (min(n, N), C, H, W).
         """
-        with untouched_randomness(seed=0):
+        with preserve_random_state(seed=0):
             return self.batch(evenly(n, len(self))).images
 
     def report_broken(self, broken: dict[str, str]) -> None:
@@ -268,7 +268,7 @@ class Images(Dataset):
         return Item(item[0], place, item[1], broken)
 
 
-class Unknown(Images):
+class ImageSpec(Images):
     """A data set of which only the shape is known: what a supervisor has that was made without one.
 
     Args:
@@ -291,7 +291,7 @@ class Unknown(Images):
             f"there is no data set, only the shape {self.shape} of its images; pass a data set to read from."
         )
 
-    def load(self) -> Unknown:
+    def load(self) -> ImageSpec:
         """Nothing to load."""
         return self
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from superself.basics.random import seed_everything
 from superself.data.images import Images
 from superself.data.sources import cores
-from superself.training import seed_everything
 
 
 class EpochSampler:

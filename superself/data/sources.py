@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from superself.basics.random import preserve_random_state
 from superself.data.decode import EXTENSIONS, Header, read_header, read_image, stored, to_numpy, to_tensor
-from superself.training import untouched_randomness
 
 PROBED = 8  # items of a data set that are looked at when it is opened
 
@@ -93,7 +93,7 @@ class ItemSource:
         When the two differ, or when random numbers were drawn, the items are random and must stay so.
         """
         found: dict[int, Header | str] = {}
-        with untouched_randomness():
+        with preserve_random_state():
             before = _random_state()
             for place in evenly(PROBED, len(self)):
                 try:

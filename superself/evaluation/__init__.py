@@ -1,8 +1,8 @@
 """What a backbone has learned: features, kNN, linear probe, the table against a random one, collapse, neighbours."""
 
 from superself.evaluation.collapse import effective_rank, feature_std
-from superself.evaluation.compare import Comparison, compare
-from superself.evaluation.features import Features, evaluation_mode, features
+from superself.evaluation.comparison import Comparison, compare
+from superself.evaluation.extraction import Features, features
 from superself.evaluation.figures import show_columns, show_neighbours
 from superself.evaluation.knn import knn_accuracy, knn_predict
 from superself.evaluation.linear import choose_regularisation, linear_accuracy
@@ -13,7 +13,6 @@ __all__ = [
     "choose_regularisation",
     "compare",
     "effective_rank",
-    "evaluation_mode",
     "feature_std",
     "features",
     "knn_accuracy",

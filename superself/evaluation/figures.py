@@ -11,10 +11,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from superself.augment.show import write_pictures
+from superself.basics.pictures import write_pictures
+from superself.basics.random import preserve_random_state
 from superself.data import Images, open_images
-from superself.evaluation.features import evaluation_mode, features, open_at_size
-from superself.training import untouched_randomness
+from superself.evaluation.extraction import features, open_at_size
+from superself.networks.modes import evaluation_mode
 
 CELL = 96  # pixels of the longer side of an image in the figure
 GAP = 4
@@ -91,7 +92,7 @@ def show_columns(
     batch = images.sample(count).to(supervisor.device)
     state = supervisor.generator.get_state()
     try:
-        with untouched_randomness(seed=0), evaluation_mode(supervisor):
+        with preserve_random_state(seed=0), evaluation_mode(supervisor):
             supervisor.generator.manual_seed(0)
             shown = columns(batch)
     finally:

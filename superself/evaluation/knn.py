@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from superself.evaluation.features import Features
+from superself.evaluation.extraction import Features
 
 SIMILARITIES_AT_A_TIME = 2**25  # float32: 128 MiB
 

@@ -8,7 +8,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from superself.evaluation.features import Features
+from superself.evaluation.extraction import Features
 
 REGULARISATIONS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 TOLERANCE = 1e-3  # of the gradient; 1e-4 takes three times as long on real features, for the same accuracy within 1 %

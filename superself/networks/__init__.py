@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from superself.networks.backbones import build_backbone
-from superself.networks.combined import CombinedNet, called_networks, feature_width, pool_features, tile_width
+from superself.networks.combined import CombinedNet, compilable_networks, feature_width, pool_features, tile_width
 from superself.networks.decoders import Decoder, Upsampling
 from superself.networks.efficient import EfficientFeatures
 from superself.networks.halves import HalvesNet, LabHalves, PerHalf, Pool, build_halves, keep_rgb
@@ -28,7 +28,7 @@ __all__ = [
     "Upsampling",
     "build_backbone",
     "build_halves",
-    "called_networks",
+    "compilable_networks",
     "feature_width",
     "keep_rgb",
     "pool_features",

@@ -125,7 +125,7 @@ def tile_width(backbone: nn.Module, shape: tuple[int, int, int], side: int, reme
         ) from error
 
 
-def called_networks(module: nn.Module) -> list[nn.Module]:
+def compilable_networks(module: nn.Module) -> list[nn.Module]:
     """The children that have parameters, and the two parts of each CombinedNet, which may be called one by one."""
     parts = []
     for child in module.children():

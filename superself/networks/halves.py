@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from superself.augment.colour import rgb_to_lab
+from superself.basics.colour import rgb_to_lab
 from superself.networks.backbones import build_backbone
 from superself.networks.combined import CombinedNet, pool_features
 

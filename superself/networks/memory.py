@@ -22,7 +22,7 @@ class FeatureQueue(nn.Module):
         ValueError: if ``size`` is below 1.
     """
 
-    of_images = ("places",)  # what other images begin anew
+    dataset_state = ("places",)  # what other images begin anew
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class MemoryBank(nn.Module):
         ValueError: if ``momentum`` is not in [0, 1).
     """
 
-    of_images = ("features",)  # what other images begin anew
+    dataset_state = ("features",)  # what other images begin anew
 
     def __init__(self, count: int, width: int, momentum: float = 0.5) -> None:
         super().__init__()

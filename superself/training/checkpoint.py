@@ -115,11 +115,11 @@ def require_fit(expected: dict[str, Tensor], given: dict[str, Tensor], source: s
         )
 
 
-def keys_of_images(module: nn.Module) -> list[str]:
+def dataset_state_keys(module: nn.Module) -> list[str]:
     """Keys of the state that belong to the images of one data set, such as the rows of a memory bank.
 
-    They begin with what a module inside has in its ``of_images``, names of its own parts.
+    They begin with what a module inside has in its ``dataset_state``, names of its own parts.
     """
     modules = [(f"{name}." if name else "", part) for name, part in module.named_modules()]
-    beginnings = tuple(prefix + own for prefix, part in modules for own in getattr(part, "of_images", ()))
+    beginnings = tuple(prefix + own for prefix, part in modules for own in getattr(part, "dataset_state", ()))
     return [key for key in module.state_dict() if key.startswith(beginnings)]

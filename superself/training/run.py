@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from superself.basics.random import random_state, set_random_state
 from superself.training.checkpoint import is_plain
 from superself.training.interrupt import FinishStepOnSignal
 from superself.training.precision import autocast, choose_precision
 from superself.training.progress import Progress
-from superself.training.randomness import random_state, set_random_state
 from superself.training.record import RunRecord, describe_value
 
 SAME = ("lr", "optimizer", "batch_size", "shuffle", "weight_decay", "lr_scheduler", "precision", "images")  # in one run

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from superself.algorithms.discrimination import InstanceDiscriminationSupervisor
+from superself.algorithms.instance_discrimination import InstanceDiscriminationSupervisor
 from superself.algorithms.pirl import JigsawHead, PIRLSupervisor
 from superself.networks import MemoryBank
 

@@ -9,7 +9,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from superself.augment import ColorJitter, RandomGrayscale, RGBToLab
-from superself.augment.colour import adjust_hue, blend, greyscale, rgb_to_lab, say_left_out
+from superself.augment.colour import adjust_hue, blend, say_left_out
+from superself.basics.colour import greyscale, rgb_to_lab
 
 from tensors import seeded
 

@@ -15,8 +15,8 @@ from superself.augment import (
     RandomErasing,
     Sobel,
 )
-from superself.augment.colour import greyscale
 from superself.augment.noise import gaussian_blur, kernel_for, pixel_noise
+from superself.basics.colour import greyscale
 
 from tensors import seeded
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from superself.data import Images, Unknown, open_images
+from superself.data import Images, ImageSpec, open_images
 
 
 class Noisy(Dataset):
@@ -216,7 +216,7 @@ def test_description_says_the_truth(folder):
 
 
 def test_unknown_has_a_shape_and_no_images():
-    unknown = Unknown((1, 28, 28), count=5)
+    unknown = ImageSpec((1, 28, 28), count=5)
     assert isinstance(unknown, Images) and len(unknown) == 5 and unknown.shape == (1, 28, 28)
     assert unknown.load() is unknown and not unknown.in_memory and "1 x 28 x 28" in unknown.describe()
     for fetch in (lambda: unknown[0], lambda: unknown.batch([0]), lambda: unknown.sample(4)):

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from superself.basics.random import preserve_random_state
 from superself.data import Images, Preprocessing
-from superself.evaluation.features import Features, device_of, evaluation_mode, features, has_labels, open_at_size
+from superself.evaluation.extraction import Features, features, has_labels, open_at_size
 from superself.evaluation.knn import knn_accuracy
 from superself.evaluation.linear import choose_regularisation, linear_accuracy
-from superself.training import untouched_randomness
+from superself.networks.modes import device_of, evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _renumbered(labels: Tensor, classes: list[str] | None, known_classes: list[s
 
 def _drawn_anew(backbone: nn.Module, seed: int) -> nn.Module:
     """The same network with fresh random weights, on the same device."""
-    with untouched_randomness(seed):
+    with preserve_random_state(seed):
         if hasattr(backbone, "rebuild"):
             return backbone.rebuild().to(device_of(backbone))
         network = copy.deepcopy(backbone).cpu()  # drawn there, so that a seed means the same on every device
@@ -163,7 +164,7 @@ def _measure_batch_norms(network: nn.Module, images: Images, preprocessing: Prep
     if not norms:
         return False
     pixels = images.sample(1024)
-    with untouched_randomness(), torch.no_grad(), evaluation_mode(network):
+    with preserve_random_state(), torch.no_grad(), evaluation_mode(network):
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a plain average over the batches

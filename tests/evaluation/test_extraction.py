@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from superself.data import Preprocessing, Unknown, open_images
+from superself.data import ImageSpec, Preprocessing, open_images
 from superself.evaluation import features
 
 PREPROCESSING = Preprocessing((3, 8, 8), "uint8", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -136,7 +136,7 @@ def test_features_that_are_not_finite_are_an_error():
 
 def test_no_images_are_an_error():
     with pytest.raises(ValueError, match="there are 0 images.*pass a data set"):
-        features(backbone(), Unknown((3, 8, 8)), preprocessing=PREPROCESSING)
+        features(backbone(), ImageSpec((3, 8, 8)), preprocessing=PREPROCESSING)
 
 
 @pytest.mark.gpu

@@ -9,7 +9,7 @@ from typing import Any
 from torchvision import datasets
 
 from superself.data.images import Images
-from superself.data.photos import photos
+from superself.data.photographs import photos
 from superself.data.sources import FileSource, TensorSource, find_files, stacked
 
 SPLITS = {"photos": ("train", "test"), "cifar10": ("train", "test"), "stl10": ("train", "test", "unlabeled")}

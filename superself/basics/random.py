@@ -50,7 +50,7 @@ def set_random_state(state: dict[str, Any], generator: torch.Generator) -> None:
 
 
 @contextlib.contextmanager
-def untouched_randomness(seed: int | None = None) -> Iterator[None]:
+def preserve_random_state(seed: int | None = None) -> Iterator[None]:
     """What runs inside may draw random numbers, from ``seed`` if there is one; what runs after sees none of it."""
     unused = torch.Generator()
     before = random_state(unused)

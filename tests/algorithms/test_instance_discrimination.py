@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import normalize
 from torch.utils.data import Subset
 
-from superself.algorithms.discrimination import InstanceDiscriminationSupervisor
+from superself.algorithms.instance_discrimination import InstanceDiscriminationSupervisor
 from superself.networks import MemoryBank
 
 from cases import TinyBackbone, tiny_images

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from superself.data import Unknown, open_images
+from superself.data import ImageSpec, open_images
 
 
 def test_folder_is_searched_to_any_depth_in_sorted_order_without_hidden_files(tmp_path, noise):
@@ -90,10 +90,10 @@ def test_opened_data_set_is_returned_as_it_is():
 
 def test_without_a_source_it_is_the_folder_dataset_or_unknown(tmp_path, monkeypatch, noise):
     monkeypatch.chdir(tmp_path)
-    assert isinstance(open_images(None), Unknown)
+    assert isinstance(open_images(None), ImageSpec)
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "README.md").write_text("images go here")
-    assert isinstance(open_images(None), Unknown)
+    assert isinstance(open_images(None), ImageSpec)
     Image.fromarray(noise()).save(tmp_path / "dataset" / "a.png")
     assert open_images(None).paths == [Path("dataset/a.png")]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from superself.augment import Compose, GaussianNoise, PixelMask
-from superself.data import Unknown, mean_prediction_loss
+from superself.data import ImageSpec, mean_prediction_loss
 from superself.evaluation.figures import show_columns
 from superself.networks import CombinedNet, Decoder, build_backbone, feature_width
 from superself.supervisor import Supervisor
@@ -46,7 +46,7 @@ class DenoiseNetSupervisor(Supervisor):
     """
 
     family = "predictive"
-    one_size = True  # what the decoder gives
+    fixed_image_size = True  # what the decoder gives
     loss_meaning = "squared error per value of the predicted clean image, normalised; 0 is perfect"
     likely_causes = (
         "the learning rate is too high for this optimiser (try a tenth of it)",
@@ -91,7 +91,7 @@ class DenoiseNetSupervisor(Supervisor):
     @property
     def chance_loss(self) -> float | None:
         """That of predicting the mean of each channel: about 1; None without images."""
-        known = not isinstance(self.images, Unknown)
+        known = not isinstance(self.images, ImageSpec)
         return mean_prediction_loss(self.images, self.preprocessing) if known else None
 
     def _forward(self, data: tuple[Tensor, Tensor]) -> Tensor:

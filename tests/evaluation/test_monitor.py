@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 from superself import CombinedNet
 from superself.data import Preprocessing, open_images
 from superself.evaluation import effective_rank, feature_std, features, knn_accuracy
-from superself.evaluation.watch import Watch
+from superself.evaluation.monitor import FeatureMonitor
 
 from cases import TinyBackbone, tiny_images
 
@@ -20,7 +20,7 @@ def measured(**probe):
     images = tiny_images(24)
     model = CombinedNet(TinyBackbone(), nn.Identity())
     preprocessing = Preprocessing.of(open_images(images))
-    return Watch(images, **probe), model, preprocessing
+    return FeatureMonitor(images, **probe), model, preprocessing
 
 
 def test_measures_features_normalised_by_the_statistics_of_the_batch():

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from superself.basics.random import preserve_random_state
 from superself.data import BatchLoader, Images, Preprocessing, SequentialBatches, open_images
 from superself.networks import pool_features
-from superself.training import untouched_randomness
+from superself.networks.modes import device_of, evaluation_mode
 
 
 class Features(NamedTuple):
@@ -58,7 +55,7 @@ def features(
     outputs, targets = [], []
     # Items that are drawn at random are the same at every call.
     with (
-        untouched_randomness(seed=0),
+        preserve_random_state(seed=0),
         torch.no_grad(),
         evaluation_mode(backbone),
         torch.autocast(device.type, enabled=False),
@@ -89,37 +86,3 @@ def open_at_size(dataset: Any, preprocessing: Preprocessing | None) -> Images:
 def has_labels(images: Images) -> bool:
     """Whether the images come with labels: of some sources only an item can tell."""
     return images.batch([0]).labels is not None
-
-
-@contextlib.contextmanager
-def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Puts the network into evaluation mode, and afterwards each of its modules back into the mode it was in."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-@contextlib.contextmanager
-def batch_statistics(network: nn.Module) -> Iterator[None]:
-    """Within evaluation mode: batch norms go by the batch they are given, and their running averages stay as they are.
-
-    Early in a run the running averages are still far from the data, and features that are alive look constant by them.
-    """
-    norms = [n for n in network.modules() if isinstance(n, _BatchNorm) and n.track_running_stats and not n.training]
-    for norm in norms:
-        norm.training, norm.track_running_stats = True, False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.training, norm.track_running_stats = False, True
-
-
-def device_of(network: nn.Module) -> torch.device:
-    """Where the first parameter or buffer of the network is."""
-    tensors = itertools.chain(network.parameters(), network.buffers(), [torch.empty(0)])
-    return next(tensors).device

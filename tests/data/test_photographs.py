@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from superself.data import open_images, photos
-from superself.data.photos import FLAT, blocks, cut_patches
+from superself.data.photographs import FLAT, blocks, cut_patches
 
 
 @pytest.mark.parametrize(("height", "width"), [(303, 384), (427, 640), (1411, 1411), (101, 67)])

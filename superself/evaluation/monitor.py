@@ -10,19 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from superself.basics.random import preserve_random_state
 from superself.data import Preprocessing, open_images
 from superself.evaluation.collapse import effective_rank, feature_std
-from superself.evaluation.features import batch_statistics, device_of, evaluation_mode, features
+from superself.evaluation.extraction import features
 from superself.evaluation.knn import knn_accuracy
 from superself.networks import CombinedNet
-from superself.training import untouched_randomness
+from superself.networks.modes import batch_statistics, device_of, evaluation_mode
 
 COLLAPSED = 0.02  # share of the evenly spread standard deviation below which features count as constant
 SETTLED = 0.35  # share of the run after which a loss at chance is worth a sentence
 AT_CHANCE = 0.02  # how near to the chance loss, as a share of it, counts as being there
 
 
-class Watch:
+class FeatureMonitor:
     """Measures features on a fixed batch, and kNN accuracy on a labelled pair; changes no weight and no random state.
 
     Args:
@@ -45,7 +46,7 @@ class Watch:
 
     def measure(self, model: CombinedNet, preprocessing: Preprocessing, epoch: int) -> dict[str, float]:
         """Feature std (beside 1/sqrt(D)), effective rank, and after every ``probe_every`` epochs the kNN accuracy."""
-        with untouched_randomness():
+        with preserve_random_state():
             y = self._features(model, preprocessing)  # (B, D)
             row = {
                 "feature_std": feature_std(y),

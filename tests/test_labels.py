@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from superself import CombinedNet, LabelSupervisor, RotateNetSupervisor
-from superself.evaluation import evaluation_mode
+from superself.networks.modes import evaluation_mode
 
 from cases import TinyBackbone, tiny_images
 

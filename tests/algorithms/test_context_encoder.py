@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from superself.algorithms.context import ChannelwiseLinear, ContextNetSupervisor, MapNet
+from superself.algorithms.context_encoder import ChannelwiseLinear, ContextNetSupervisor, MapNet
 from superself.augment import Lambda
 
 from cases import TinyBackbone, tiny_images

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from superself.data import BatchLoader, SequentialBatches
-from superself.evaluation.features import evaluation_mode, open_at_size
+from superself.evaluation.extraction import open_at_size
 from superself.networks import CombinedNet
+from superself.networks.modes import evaluation_mode
 from superself.supervisor import Supervisor
 
 

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from superself.algorithms.denoise import DenoiseNetSupervisor
+from superself.algorithms.denoising_autoencoder import DenoiseNetSupervisor
 
 from cases import TinyBackbone, tiny_images
 

@@ -14,7 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d, max_pool2d, softplus
 
 from superself.adversarial import AdversarialSupervisor
 from superself.augment import RandomBlocks
-from superself.data import Unknown, mean_prediction_loss
+from superself.data import ImageSpec, mean_prediction_loss
 from superself.evaluation.figures import show_columns
 from superself.networks import CombinedNet, EfficientFeatures, Upsampling, build_backbone, feature_width
 
@@ -59,7 +59,7 @@ class ContextNetSupervisor(AdversarialSupervisor):
     """
 
     family = "predictive"
-    one_size = True  # what the decoder gives
+    fixed_image_size = True  # what the decoder gives
     loss_meaning = "squared error per value in the hole, normalised, and a little of the discriminator's; 0 is perfect"
     likely_causes = (
         "the learning rate is too high for this optimiser (try a tenth of it)",
@@ -115,7 +115,7 @@ class ContextNetSupervisor(AdversarialSupervisor):
     @property
     def chance_loss(self) -> float | None:
         """Predicting the mean of the region's pixels, before a discriminator that tells nothing; None without images."""
-        if isinstance(self.images, Unknown):
+        if isinstance(self.images, ImageSpec):
             return None
         where = map(middle, self.images.shape[1:]) if self.region == "center" else ()
         return self._joint(mean_prediction_loss(self.images, self.preprocessing, *where), math.log(2))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from superself.data.images import MEMORY_LIMIT, Images, Unknown
-from superself.data.named import NAMES, named_source
+from superself.data.datasets import NAMES, named_source
+from superself.data.images import MEMORY_LIMIT, Images, ImageSpec
 from superself.data.sources import FileSource, ItemSource, TensorSource, find_files, is_image_name, stacked
 
 Reader = Callable[[Path], Any]
@@ -49,7 +49,7 @@ def open_images(
         return source
     size = _pair(image_size)
     if source is None and not (DEFAULT_FOLDER.is_dir() and find_files(DEFAULT_FOLDER, read is not None)):
-        return Unknown()
+        return ImageSpec()
     made = _source(DEFAULT_FOLDER if source is None else source, size, read)
     if read is not None and not isinstance(made, FileSource):
         raise ValueError(f"read= is for files, and this data set is a {type(source).__name__}; leave it out.")

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import torch
 
-from superself.training import random_state, seed_everything, set_random_state, untouched_randomness
+from superself.basics.random import preserve_random_state, random_state, seed_everything, set_random_state
 
 
 def draw(generator):
@@ -34,6 +34,6 @@ def test_what_runs_inside_leaves_no_trace():
     seed_everything(5, generator)
     expected = draw(generator)[:3]
     seed_everything(5, generator)
-    with untouched_randomness():
+    with preserve_random_state():
         draw(generator)
     assert draw(generator)[:3] == expected
