@@ -1,48 +1,23 @@
 """superself: self-supervised learning on images. Two lines train a backbone without labels; one measures it."""
 
-from superself.algorithms import (
-    BiGanSupervisor,
-    BYOLSupervisor,
-    ContextNetSupervisor,
-    ContrastiveMultiviewCodingSupervisor,
-    ContrastivePredictiveCodingSupervisor,
-    DenoiseNetSupervisor,
-    ExemplarNetSupervisor,
-    InstanceDiscriminationSupervisor,
-    JigsawNetSupervisor,
-    MomentumContrastSupervisor,
-    PIRLSupervisor,
-    RotateNetSupervisor,
-    SplitBrainNetSupervisor,
-    create,
-    list_algorithms,
-)
+from superself import algorithms
+from superself.algorithms import *  # noqa: F403 - the algorithms and the registry, as algorithms.__all__ lists them
+from superself.data import Batch
 from superself.evaluation import compare, features
 from superself.labels import LabelSupervisor
 from superself.networks import CombinedNet
 from superself.supervisor import Supervisor
+from superself.training import Tracker
 from superself.version import __version__
 
 __all__ = [
-    "BYOLSupervisor",
-    "BiGanSupervisor",
+    *(name for name in algorithms.__all__ if name != "ALGORITHMS"),
+    "Batch",
     "CombinedNet",
-    "ContextNetSupervisor",
-    "ContrastiveMultiviewCodingSupervisor",
-    "ContrastivePredictiveCodingSupervisor",
-    "DenoiseNetSupervisor",
-    "ExemplarNetSupervisor",
-    "InstanceDiscriminationSupervisor",
-    "JigsawNetSupervisor",
     "LabelSupervisor",
-    "MomentumContrastSupervisor",
-    "PIRLSupervisor",
-    "RotateNetSupervisor",
-    "SplitBrainNetSupervisor",
     "Supervisor",
+    "Tracker",
     "__version__",
     "compare",
-    "create",
     "features",
-    "list_algorithms",
 ]

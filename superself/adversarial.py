@@ -1,35 +1,33 @@
-"""AdversarialSupervisor: two players with a loss and an optimiser each, in the same loop and the same five hooks."""
+"""AdversarialSupervisor: base of the methods with a discriminator."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.func import functional_call
 
-from superself.data import BatchLoader
+from superself.basics.validate import require_positive
 from superself.supervisor import Supervisor
-from superself.training import OptimizerPair
+from superself.training import GroupRule
 
 
 class AdversarialSupervisor(Supervisor):
-    """Base of the algorithms with a discriminator.
+    """Two players, one optimizer: the discriminator is a parameter group with a learning rate of its own.
 
-    A subclass builds ``self.discriminator``, the whole of the second player, in its ``__init__``. Its ``_forward`` returns the
-    loss of the first player (everything else that trains) and leaves that of the second in ``self.discriminator_loss``. Both may
-    come from the same outputs: ``_update`` takes the gradients of each loss with respect to its own player's parameters
-    only, then both optimisers step. Where there is no second player (``self.discriminator`` is None) it is a Supervisor.
+    A subclass builds ``self.discriminator``, the whole of the second player, in ``_build``, and routes gradients in
+    ``_forward`` so that one ``backward`` serves both players: ``train_discriminator`` calls the discriminator on detached
+    inputs, ``judge`` calls it with detached weights, and ``both_losses`` adds the two losses. Without a discriminator
+    (None) it is a Supervisor.
 
     Source: Goodfellow et al., Generative Adversarial Networks, arXiv:1406.2661; both players step at once, as in Donahue et
         al., BiGAN, arXiv:1605.09782.
     Args:
-        model, dataset, loss, collate_fn: see Supervisor, as are the options that are not listed here.
-        discriminator_lr: learning rate of the second player as a multiple of the first's.
+        model, dataset, loss, collate_fn: see Supervisor, also for the options that are not listed here.
+        discriminator_lr: learning rate of the discriminator as a multiple of ``lr``.
     Raises:
         ValueError: if ``discriminator_lr`` is not positive.
-        TypeError: at the first step, if ``_forward`` leaves no ``discriminator_loss``.
     """
 
     def __init__(
@@ -42,56 +40,25 @@ class AdversarialSupervisor(Supervisor):
         discriminator_lr: float = 1.0,
         **options: Any,
     ) -> None:
+        require_positive("discriminator_lr", discriminator_lr, "multiplies lr")
         super().__init__(model, dataset, loss, collate_fn, **options)
-        if discriminator_lr <= 0:
-            raise ValueError(f"discriminator_lr={discriminator_lr} multiplies lr; pass a number above 0.")
         self.discriminator_lr = discriminator_lr
         self.discriminator: nn.Module | None = None
-        self.discriminator_loss: Tensor | None = None  # of the last _forward, until _update has used it
 
-    def _init_data_optimizer(
-        self,
-        optimizer: Callable[..., Optimizer],
-        batch_size: int,
-        shuffle: bool,
-        num_workers: int,
-        collate_fn: Callable[..., Any] | None,
-        lr: float,
-        lr_scheduler: Callable[..., Any] | None,
-    ) -> tuple[BatchLoader, Optimizer, Any]:
-        @wraps(optimizer, updated=())  # so that it is asked for what the optimiser itself can do
-        def pair(parameters: list[Any], lr: float, **options: Any) -> Optimizer:
-            groups = parameters if isinstance(parameters[0], dict) else [{"params": parameters}]
-            second = {id(p) for p in self.discriminator.parameters()}
-            of_first = [part for g in groups if (part := only(g, lambda p: id(p) not in second))["params"]]
-            of_second = [part for g in groups if (part := only(g, lambda p: id(p) in second))["params"]]
-            return OptimizerPair(
-                optimizer(of_first, lr=lr, **options), optimizer(of_second, lr=lr * self.discriminator_lr, **options)
-            )
+    def train_discriminator(self, *inputs: Tensor) -> Tensor:
+        """What the discriminator says; the gradient reaches its weights and not what made the inputs."""
+        return self.discriminator(*(part.detach() for part in inputs))
 
-        both = optimizer if self.discriminator is None else pair
-        return super()._init_data_optimizer(both, batch_size, shuffle, num_workers, collate_fn, lr, lr_scheduler)
+    def judge(self, *inputs: Tensor) -> Tensor:
+        """What the discriminator says; the gradient reaches what made the inputs and not its weights."""
+        state = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+        state |= {name: buffer.clone() for name, buffer in self.discriminator.named_buffers()}  # moved once per step
+        return functional_call(self.discriminator, state, inputs)
 
-    def _update(self, loss: Tensor, optimizer: Optimizer, lr_scheduler: Any) -> None:
-        if self.discriminator is None:
-            super()._update(loss, optimizer, lr_scheduler)
-            return
-        if self.discriminator_loss is None:
-            raise TypeError(
-                f"{type(self).__name__}._forward left no loss in self.discriminator_loss; set it there, a scalar like what "
-                "_forward returns."
-            )
-        second = [p for p in self.discriminator.parameters() if p.requires_grad]
-        own = {id(p) for p in second}
-        first = [p for p in self.parameters() if p.requires_grad and id(p) not in own]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=first, retain_graph=True)
-        self.discriminator_loss.backward(inputs=second)
-        self.discriminator_loss = None
-        optimizer.step()
-        lr_scheduler.step()
+    def both_losses(self, loss: Tensor, discriminator_loss: Tensor) -> Tensor:
+        """The value of ``loss`` with the gradients of both, so that the progress line shows the first player's loss."""
+        self.note("discriminator_loss", discriminator_loss)
+        return loss + (discriminator_loss - discriminator_loss.detach())
 
-
-def only(group: dict[str, Any], belongs: Callable[[nn.Parameter], bool]) -> dict[str, Any]:
-    """The group of parameters with those that belong."""
-    return {**group, "params": [p for p in group["params"] if belongs(p)]}
+    def _group_rules(self) -> list[GroupRule]:
+        return [GroupRule("discriminator.*", lr_factor=self.discriminator_lr)]

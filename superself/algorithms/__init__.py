@@ -1,7 +1,8 @@
-"""One file per algorithm; the registry is what is imported here."""
+"""One file per algorithm. The registry is derived from the imports here; names are those of the files."""
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 from superself.algorithms.bigan import BiGanSupervisor
@@ -20,43 +21,58 @@ from superself.algorithms.splitbrain import SplitBrainNetSupervisor
 from superself.supervisor import Supervisor
 
 ALGORITHMS: dict[str, type[Supervisor]] = {
-    value.__module__.rpartition(".")[2]: value  # its file's name
-    for value in list(globals().values())
-    if isinstance(value, type) and issubclass(value, Supervisor) and value is not Supervisor
+    cls.__module__.rpartition(".")[2]: cls  # the name of its file
+    for cls in list(globals().values())
+    if isinstance(cls, type) and issubclass(cls, Supervisor) and cls is not Supervisor
 }
 
 
 def list_algorithms() -> list[str]:
-    """The names that ``create`` knows, for example "rotatenet"."""
+    """The names of the algorithms that come with the package, for example "rotatenet"."""
     return sorted(ALGORITHMS)
+
+
+def list_presets() -> dict[str, str]:
+    """The names of presets, such as "moco-v1", and the algorithm that each belongs to."""
+    return {preset: name for name, cls in sorted(ALGORITHMS.items()) for preset in cls.presets}
 
 
 def create(algorithm: str, *args: Any, **kwargs: Any) -> Supervisor:
     """Makes a supervisor by name: ``create("rotatenet", "my_images", image_size=64)``.
 
+    Args:
+        algorithm: the name of an algorithm ("moco"), of a preset ("moco-v1"), or of a class, which may be your own
+            ("ClippedRotateNet").
+        *args: of the constructor, the data set first.
+        **kwargs: of the constructor; they take precedence over those of a preset.
+
     Raises:
-        ValueError: if there is no such algorithm; lists those there are.
+        ValueError: if the name is unknown; suggests the nearest.
     """
-    if algorithm not in ALGORITHMS:
-        raise ValueError(f"There is no algorithm {algorithm!r}; pass one of {', '.join(list_algorithms())}.")
-    return ALGORITHMS[algorithm](*args, **kwargs)
+    presets = list_presets()
+    if algorithm in presets:
+        cls = ALGORITHMS[presets[algorithm]]
+        return cls(*args, **{**cls.presets[algorithm], **kwargs})
+    classes = {cls.__name__: cls for cls in _subclasses(Supervisor)}
+    known = {**classes, **ALGORITHMS}
+    if algorithm not in known:
+        nearest = difflib.get_close_matches(str(algorithm), [*known, *presets], 1, 0.5)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise ValueError(
+            f"There is no algorithm {algorithm!r}; {hint}pass one of {', '.join([*list_algorithms(), *presets])}, or the name of "
+            "your own class."
+        )
+    return known[algorithm](*args, **kwargs)
+
+
+def _subclasses(cls: type) -> list[type]:
+    return [found for child in cls.__subclasses__() for found in (child, *_subclasses(child))]
 
 
 __all__ = [
+    *sorted(cls.__name__ for cls in ALGORITHMS.values()),
     "ALGORITHMS",
-    "BYOLSupervisor",
-    "BiGanSupervisor",
-    "ContextNetSupervisor",
-    "ContrastiveMultiviewCodingSupervisor",
-    "ContrastivePredictiveCodingSupervisor",
-    "DenoiseNetSupervisor",
-    "ExemplarNetSupervisor",
-    "InstanceDiscriminationSupervisor",
-    "JigsawNetSupervisor",
-    "MomentumContrastSupervisor",
-    "PIRLSupervisor",
-    "RotateNetSupervisor",
-    "SplitBrainNetSupervisor",
     "create",
     "list_algorithms",
+    "list_presets",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,60 +12,52 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
-from torch.optim import Optimizer
 
 from superself.adversarial import AdversarialSupervisor
-from superself.data import BatchLoader
+from superself.basics.validate import require_count, require_fraction
+from superself.data import Batch
 from superself.evaluation.figures import show_columns
 from superself.networks import CombinedNet, Decoder, build_backbone, feature_width
+from superself.training import GroupRule
 
 
 class BiGanSupervisor(AdversarialSupervisor):
     """An encoder E and a generator G against a discriminator D of pairs: is it (x, E(x)) or (G(z), z)?
 
     L_D = (-log D(x, E(x)) - log(1 - D(G(z), z))) / 2, averaged over images; that of E and G is the same with swapped labels, with
-    gradients through both kinds of pairs. There is no reconstruction term: G(E(x)) comes to look like x because only
-    then the pairs cannot be told apart. z is uniform in [-1, 1], and E ends in a tanh, so that both have the same range.
+    gradients through both kinds of pairs. z is uniform in [-1, 1], and E ends in a tanh, so that both have the same range.
+    Losses of ln 2 for both players are the equilibrium, and neither need fall on the way there: look at
+    ``show_reconstruction`` and at the squared error of ``reconstruct``.
 
-    Losses of ln 2 for both players are the equilibrium of the game, and neither need fall on the way there: how well it goes
-    is seen in ``show_reconstruction`` and measured by the squared error of ``reconstruct``.
-
-    Source: Donahue et al., Adversarial Feature Learning, arXiv:1605.09782; uniform z, halved sums, swapped labels in place of the
+    Source: Donahue et al., Adversarial Feature Learning, arXiv:1605.09782; uniform z, halved sums, swapped labels instead of the
         minimax loss, simultaneous steps and the beta1 of Adam as in the authors' code.
-    Deviations: D judges by features of the image, of the latent, and their products, as for classes in Miyato & Koyama,
-        arXiv:1802.05637, and has no batch norm, which would show what kind the other pairs are. z has 16 values, not the 200
-        of the authors' ImageNet runs. Both are for short runs: after 400 steps of a small prototype on synthetic images of 16
-        pixels, G(E(x)) was nearer to x than to other images with products and up to 16 values, not clearly so with an MLP on
-        both parts, nor with 32 values or more. On CIFAR-10 the squared error of G(E(x)) was 1.26 times that of the mean image
-        for x and 1.87 times for others after 3,800 steps (mobilenet_v3_small, batches of 64; bench/RESULTS.md); features were
-        then better than random ones by kNN and a linear classifier, after 430 steps by the latter alone.
-        The authors have one learning rate for both players. G ends in a plain convolution, as images are normalised, and E is
-        any backbone.
+    Deviations: D judges by features of the image, of the latent, and their products (Miyato & Koyama, arXiv:1802.05637) and
+        has no batch norm, which would give away the other pairs; z has 16 values, not 200, which suits short runs; G ends
+        in a plain convolution, because images are normalised; E is any backbone; D has a learning rate of its own.
     Args:
-        dataset: see Supervisor, as are the options that are not listed here.
-        latent: number of values of z, Z; the more, the more of an image can come back, and the more steps it takes.
-        discriminator_lr: learning rate of D as a multiple of the first; at 2 it wins soon where lr is 1e-3.
-        beta1: of Adam, or of any optimiser class with betas; None for the optimiser's own. An optimiser made by a function or
-            ``functools.partial`` is left as it is. 0.9 was worse where it was tried.
+        dataset: see Supervisor, also for the options that are not listed here.
+        latent: Z, the number of values of z; with more, more of an image can be reconstructed, after more steps.
+        discriminator_lr: learning rate of D as a multiple of ``lr``; at 2 it wins soon when lr is 1e-3.
+        beta1: of Adam, or of any optimizer class with betas; None for the optimizer's own.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         predictor: the head of E, from features (B, D) to (B, Z), before the tanh; None for a linear layer.
         decoder: G, from latents (B, Z) to images (B, C, H, W), normalised; None for a Decoder.
         discriminator: D, from images (B, C, H, W) and latents (B, Z) to logits (B,); None for a PairDiscriminator.
         loss: of logits (B,) to be called real and logits (B,) to be called generated; None for the cross-entropy.
     Shape:
-        data: images (B, C, H, W) and their places (B,) -> loss ().
+        batch of images (B, C, H, W) -> loss ().
     Raises:
         ValueError: if ``latent`` is below 1, ``beta1`` not in [0, 1), or ``discriminator_lr`` not positive.
     """
 
     family = "generative"
-    fixed_image_size = True  # what the decoder gives
+    fixed_image_size = True  # the decoder's
     loss_meaning = (
         "a game: cross-entropy of the pairs with swapped labels; at its equilibrium 0.693 (ln 2) for both players"
     )
     likely_causes = (
         "the discriminator wins: the loss is far above 0.693 (try a lower discriminator_lr)",
-        "the learning rate is too high for this optimiser (try a tenth of it)",
+        "the learning rate is too high for this optimizer (try a tenth of it)",
         "too few steps: a latent of many values needs many thousands (try a smaller latent)",
     )
 
@@ -84,41 +75,39 @@ class BiGanSupervisor(AdversarialSupervisor):
         collate_fn: Callable[..., Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(None, dataset, loss or tell_apart, collate_fn, discriminator_lr=discriminator_lr, **options)
-        if latent < 1:
-            raise ValueError(f"latent={latent} is the number of values of z; pass a whole number of at least 1.")
-        if beta1 is not None and not 0 <= beta1 < 1:
-            raise ValueError(f"beta1={beta1} must be in [0, 1); pass None for the optimiser's own.")
-        shape, self.latent, self.beta1 = self.images.shape, latent, beta1
-        backbone = build_backbone(backbone, shape)
-        predictor = nn.Linear(feature_width(backbone, shape), latent) if predictor is None else predictor
-        self.model = CombinedNet(backbone, predictor)  # E
-        self.decoder = Decoder(latent, shape, width=64) if decoder is None else decoder  # G
-        self.discriminator = PairDiscriminator(shape, latent) if discriminator is None else discriminator  # D
+        super().__init__(None, dataset, loss, collate_fn, discriminator_lr=discriminator_lr, **options)
+        require_count("latent", latent, "is the number of values of z")
+        if beta1 is not None:
+            require_fraction("beta1", beta1, "is the first momentum of Adam", upper_open=True)
+        self.latent, self.beta1 = latent, beta1
+        self.given.backbone, self.given.predictor = backbone, predictor
+        self.given.decoder, self.given.discriminator = decoder, discriminator
 
-    def _init_data_optimizer(
-        self,
-        optimizer: Callable[..., Optimizer],
-        batch_size: int,
-        shuffle: bool,
-        num_workers: int,
-        collate_fn: Callable[..., Any] | None,
-        lr: float,
-        lr_scheduler: Callable[..., Any] | None,
-    ) -> tuple[BatchLoader, Optimizer, Any]:
-        if self.beta1 is not None and inspect.isclass(optimizer):
-            betas = inspect.signature(optimizer).parameters.get("betas")
-            if betas is not None:
-                optimizer = partial(optimizer, betas=(self.beta1, *betas.default[1:]))
-        return super()._init_data_optimizer(optimizer, batch_size, shuffle, num_workers, collate_fn, lr, lr_scheduler)
+    def _build(self) -> None:
+        self.loss = self.given.loss or tell_apart
+        shape, given = self.network_shape, self.given
+        backbone = build_backbone(given.backbone, shape)
+        self.model = CombinedNet(
+            backbone, given.predictor or nn.Linear(feature_width(backbone, shape), self.latent)
+        )  # E
+        self.decoder = given.decoder or Decoder(self.latent, shape, width=64)  # G
+        self.discriminator = given.discriminator or PairDiscriminator(shape, self.latent)  # D
 
-    def _forward(self, data: tuple[Tensor, Tensor]) -> Tensor:
-        x = self.preprocessing(data[0])  # (B, C, H, W)
+    def _forward(self, data: Batch) -> Tensor:
+        (x,) = self.views(data)  # (B, C, H, W)
         z = self.draw(len(x)).to(x.device)  # (B, Z)
         images, latents = torch.cat([x, self.decoder(z).float()]), torch.cat([self.encode(x), z])
-        real, generated = self.discriminator(images, latents).float().chunk(2)  # logits (B,) each
-        self.discriminator_loss = self.loss(real, generated)
-        return self.loss(generated, real)
+        real, generated = self.judge(images, latents).float().chunk(2)  # logits (B,) each
+        loss = self.loss(generated, real)  # of E and G
+        real, generated = self.train_discriminator(images, latents).float().chunk(2)
+        return self.both_losses(loss, self.loss(real, generated))
+
+    def _group_rules(self) -> list[GroupRule]:
+        optimizer, rules = self.run.settings.optimizer, super()._group_rules()
+        betas = inspect.signature(optimizer).parameters.get("betas") if inspect.isclass(optimizer) else None
+        if self.beta1 is None or betas is None:  # an optimizer made by a function is left as it is
+            return rules
+        return [GroupRule("*", betas=(self.beta1, *betas.default[1:])), *rules]
 
     def draw(self, count: int) -> Tensor:
         """Latents z (count, Z), uniform in [-1, 1]."""
@@ -133,7 +122,7 @@ class BiGanSupervisor(AdversarialSupervisor):
         return self.decoder(self.encode(self.preprocessing(images))).float()
 
     def show_reconstruction(self, path: str | Path, dataset: Any = None, count: int = 8) -> Path:
-        """Writes a PNG with a row for each image x: the image, G(E(x)), and G(z) of a z that has nothing to do with it.
+        """Writes a PNG with a row for each image x: the image, G(E(x)), and G(z) of an unrelated z.
 
         Args:
             path: of the file; folders are made.
@@ -155,14 +144,14 @@ def tell_apart(first: Tensor, second: Tensor) -> Tensor:
 
 
 class PairDiscriminator(nn.Module):
-    """Judges a pair by its image, by its latent, and by the products of their features, which alone can tell if they belong.
+    """Judges a pair by its image, by its latent, and by the products of their features, which show whether they belong together.
 
-    Every pair is judged by itself: a norm over the batch would show what kind the others are.
+    Every pair is judged on its own: a norm over the batch would give away what kind the others are.
 
     Source: the products as for classes in Miyato & Koyama, arXiv:1802.05637.
     Args:
         shape: (C, H, W) of the images.
-        latent: values of a latent.
+        latent: number of values of a latent.
         width: channels of the first convolution; twice as many at each halving of the size, up to 8 times.
         hidden: features of the image, and of the latent.
     Shape:
@@ -177,10 +166,10 @@ class PairDiscriminator(nn.Module):
         layers: list[nn.Module] = []
         for before, after in pairwise([channels, *widths]):
             layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        self.of_image = nn.Sequential(
+        self.image_features = nn.Sequential(
             *layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * widths[-1], hidden), nn.LayerNorm(hidden)
         )
-        self.of_latent = nn.Sequential(
+        self.latent_features = nn.Sequential(
             nn.Linear(latent, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, hidden), nn.LayerNorm(hidden)
         )
         self.image_alone = nn.Sequential(nn.LeakyReLU(0.2), nn.Linear(hidden, 1))
@@ -188,6 +177,6 @@ class PairDiscriminator(nn.Module):
 
     def forward(self, images: Tensor, latents: Tensor) -> Tensor:
         """Logits (B,)."""
-        image, latent = self.of_image(images), self.of_latent(latents)  # (B, H) each
+        image, latent = self.image_features(images), self.latent_features(latents)  # (B, H) each
         together = (image * latent).sum(1) / math.sqrt(image.shape[1])
         return self.image_alone(image)[:, 0] + self.latent_alone(latent)[:, 0] + together

@@ -1,4 +1,4 @@
-"""DenoiseNet: the clean image from a corrupted one."""
+"""Denoising autoencoder: the clean image from a corrupted one."""
 
 from __future__ import annotations
 
@@ -9,49 +9,50 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from superself.augment import Compose, GaussianNoise, PixelMask
-from superself.data import ImageSpec, mean_prediction_loss
+from superself.augment import Compose, GaussianNoise, PixelMask, Transform
+from superself.basics.validate import require_choice, require_fraction, require_positive
+from superself.data import Batch, mean_prediction_loss
 from superself.evaluation.figures import show_columns
 from superself.networks import CombinedNet, Decoder, build_backbone, feature_width
 from superself.supervisor import Supervisor
+
+NOISES = ("mask", "gaussian", "salt-and-pepper")
 
 
 class DenoiseNetSupervisor(Supervisor):
     """Corrupts each image and predicts the clean one from the pooled features of the corrupted one.
 
-    L = mean over all pixels and channels of (x - g(f(x~)))^2, where x~ is the image x with a share of its pixels destroyed, f the
-    backbone and g the decoder; input and target are normalised alike. Predicting the mean of each channel gives about 1.
-
-    Noise hits a pixel in all of its channels, because a channel that is left would tell the others. "mask" gives the
-    network 0 there, which is the mean after normalisation; "salt-and-pepper" white or black; "gaussian" adds to every value.
+    L = mean over all pixels and channels of (x - g(f(x~)))^2, where x~ is the image x with a fraction of its pixels destroyed,
+    f the backbone and g the decoder; input and target are normalised alike. Chance level: about 1, the error of predicting
+    the mean of each channel. Noise hits a pixel in all of its channels, because an intact channel would give away the others.
 
     Source: Vincent et al., Extracting and Composing Robust Features with Denoising Autoencoders, ICML 2008,
         doi:10.1145/1390156.1390294, Sec. 2.3.
-    Deviations: the whole network is trained at once, not layer by layer with tied weights; squared error of normalised colours in
-        place of cross-entropy; each pixel is destroyed with probability p, not exactly a share p of them.
-        Adam with lr 1e-3 and batches of 32 was tried on CIFAR-10, for about 340 steps (bench/RESULTS.md).
+    Deviations: the whole network is trained at once, not layer by layer with tied weights; squared error of normalised colours
+        instead of cross-entropy; each pixel is destroyed with probability p, not exactly a fraction p of them.
     Args:
-        dataset: see Supervisor, as are the options that are not listed here.
-        p: share of the pixels that are destroyed, the paper's nu; not used by "gaussian".
-        noise: "mask", "gaussian" or "salt-and-pepper".
+        dataset: see Supervisor, also for the options that are not listed here.
+        p: probability that a pixel is destroyed, the paper's nu; not used by "gaussian".
+        noise: "mask" sets pixels to 0, the mean after normalisation; "salt-and-pepper" to white or black; "gaussian" adds to
+            every value.
         sigma: standard deviation of "gaussian", where 1 is the range of the pixels.
-        corrupted_only: count the error of the pixels that the noise changed only.
+        corrupted_only: count only the error of the pixels that the noise changed.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         predictor: from features (B, D) to images (B, C, H, W); None for a Decoder.
         loss: of (prediction (B, C, H, W), target (B, C, H, W)), a mean over all values; None for the squared error.
     Shape:
-        data: images (B, C, H, W) and their places (B,) -> loss ().
+        batch of images (B, C, H, W) -> loss ().
     Raises:
-        ValueError: if ``noise`` is unknown, ``p`` no share above 0, or ``sigma`` not above 0.
+        ValueError: if ``noise`` is unknown, ``p`` not between 0 and 1, or ``sigma`` not above 0.
     """
 
     family = "predictive"
-    fixed_image_size = True  # what the decoder gives
+    fixed_image_size = True  # the decoder's
     loss_meaning = "squared error per value of the predicted clean image, normalised; 0 is perfect"
     likely_causes = (
-        "the learning rate is too high for this optimiser (try a tenth of it)",
-        "the backbone's features are too narrow to hold an image, or its last layer is saturated",
-        "too much noise: no more than the mean can be told from what is left (lower p or sigma)",
+        "the learning rate is too high for this optimizer (try a tenth of it)",
+        "the backbone's features are too narrow for an image, or its last layer is saturated",
+        "too much noise to predict more than the mean (lower p or sigma)",
     )
 
     def __init__(
@@ -67,47 +68,51 @@ class DenoiseNetSupervisor(Supervisor):
         collate_fn: Callable[..., Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(None, dataset, loss or nn.MSELoss(), collate_fn, **options)
-        if not 0 < p < 1:
-            raise ValueError(f"p={p} is the share of pixels that are destroyed; pass a number above 0 and below 1.")
-        if sigma <= 0:
-            raise ValueError(f"sigma={sigma} is the standard deviation of the noise; pass a number above 0.")
-        noises = {
-            "mask": PixelMask(p),
-            "gaussian": GaussianNoise(sigma),
-            "salt-and-pepper": Compose(
-                [PixelMask(p / (2 - p), 0.0), PixelMask(p / 2, 1.0)]
-            ),  # p / 2 of each in the end
-        }
-        if noise not in noises:
-            raise ValueError(f"noise={noise!r} is unknown; pass one of {', '.join(map(repr, noises))}.")
-        self.noise, self.corrupted_only = noise, corrupted_only
-        self.corrupt = noises[noise]
-        backbone = build_backbone(backbone, self.images.shape)
+        super().__init__(None, dataset, loss, collate_fn, **options)
+        require_fraction("p", p, "is the probability that a pixel is destroyed", lower_open=True, upper_open=True)
+        require_choice("noise", noise, NOISES)
+        require_positive("sigma", sigma, "is the standard deviation of the noise")
+        self.p, self.noise, self.sigma, self.corrupted_only = p, noise, sigma, corrupted_only
+        self.given.backbone, self.given.predictor = backbone, predictor
+
+    def _build(self) -> None:
+        self.loss = self.given.loss or nn.MSELoss()
+        backbone = build_backbone(self.given.backbone, self.network_shape)
+        predictor = self.given.predictor
         if predictor is None:
-            predictor = Decoder(feature_width(backbone, self.images.shape), self.images.shape)
+            predictor = Decoder(feature_width(backbone, self.network_shape), self.network_shape)
         self.model = CombinedNet(backbone, predictor)  # f, then g
 
-    @property
-    def chance_loss(self) -> float | None:
-        """That of predicting the mean of each channel: about 1; None without images."""
-        known = not isinstance(self.images, ImageSpec)
-        return mean_prediction_loss(self.images, self.preprocessing) if known else None
+    def _build_views(self) -> None:
+        super()._build_views()
+        self.corrupt = self._noise()
 
-    def _forward(self, data: tuple[Tensor, Tensor]) -> Tensor:
-        corrupted, clean = self._views(data[0])
+    def _forward(self, data: Batch) -> Tensor:
+        corrupted, clean = self._corrupted_and_clean(self.raw_views(data)[0])
         prediction = self.model(corrupted).float()  # (B, C, H, W)
         if not self.corrupted_only:
-            return self.loss(prediction, clean)
+            return self.loss(prediction, clean)  # Sec. 2.3
         destroyed = (corrupted != clean).any(1, keepdim=True)  # (B, 1, H, W)
         return self.loss(torch.where(destroyed, prediction, clean), clean) / destroyed.float().mean().clamp(min=1e-6)
 
-    def _views(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The corrupted and the clean images, both normalised: x~ and x."""
+    def _corrupted_and_clean(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The corrupted images x~ and the clean ones x, both normalised."""
         clean = self.preprocessing(images)
         if self.noise == "mask":
             return self.corrupt(clean, self.generator), clean
         return self.preprocessing(self.corrupt(images, self.generator)), clean
+
+    def _noise(self) -> Transform:
+        if self.noise == "mask":
+            return PixelMask(self.p)
+        if self.noise == "gaussian":
+            return GaussianNoise(self.sigma)
+        return Compose([PixelMask(self.p / (2 - self.p), 0.0), PixelMask(self.p / 2, 1.0)])  # p / 2 of each in the end
+
+    @property
+    def chance_loss(self) -> float | None:
+        """That of predicting the mean of each channel, about 1; None without images."""
+        return mean_prediction_loss(self.images, self.preprocessing) if self.has_data else None
 
     def show_reconstruction(self, path: str | Path, dataset: Any = None, count: int = 8) -> Path:
         """Writes a PNG with a row for each image: the corrupted image, the clean one, and the predicted one.
@@ -119,7 +124,7 @@ class DenoiseNetSupervisor(Supervisor):
         """
 
         def columns(images: Tensor) -> list[Tensor]:
-            corrupted, clean = self._views(images)
+            corrupted, clean = self._corrupted_and_clean(images)
             return [self.preprocessing.undo(part) for part in (corrupted, clean, self.model(corrupted))]
 
         return show_columns(self, columns, path, dataset, count)

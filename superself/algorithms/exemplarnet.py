@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from superself.augment import recipe
-from superself.data import EpochSampler
+from superself.basics.validate import require_count
+from superself.data import Batch, EpochSampler
 from superself.networks import MLP, CombinedNet, build_backbone, feature_width
 from superself.supervisor import Supervisor
 
@@ -20,26 +20,23 @@ NO_CLASS = -1  # in place of the class of an image that was not chosen
 class ExemplarNetSupervisor(Supervisor):
     """Makes each image a class of its own, and classifies strongly distorted views of the images.
 
-    L = mean over images of the cross-entropy of the predicted class; chance is ln K for K classes, 0 is perfect. The K
-    images are chosen without replacement from the seed, only they are trained on, and the run keeps the choice.
-
-    A class needs about a dozen passes before it can be told, so a short run wants few: with Adam, lr 1e-3 and batches of 64, a
-    small network on CIFAR-10 learnt from twelve passes over 1000 images, and nothing from two over 3000. There, weaker
-    distortions gave better features than the paper's.
+    L = mean over images of the cross-entropy of the predicted class; chance level: ln K for K classes. The K images are
+    chosen without replacement from the seed, only they are trained on, and the choice is stored with the run. A class
+    needs about a dozen epochs before it can be recognised, so short runs need few classes.
 
     Source: Dosovitskiy et al., Exemplar-CNN, arXiv:1406.6909.
-    Deviations: a class is a whole image, not a patch where the gradient is large; views are drawn anew each time, not once
-        for the run; the head has one hidden layer of 512, with batch norm.
+    Deviations: a class is a whole image, not a patch where the gradient is large; views are drawn again each time, not once
+        per run; the head has one hidden layer of 512, with batch norm.
     Args:
-        dataset: see Supervisor, as are the options that are not listed here.
-        n_classes: K, images that become classes; None, or more than there are, takes all.
-        augment: name of a recipe or transform that makes a view of each image.
+        dataset: see Supervisor, also for the options that are not listed here.
+        n_classes: K, how many images are classes; None takes all of them.
+        augment: makes one view; see Supervisor.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         predictor: from features (B, D) to logits (B, K); None for an MLP.
-        loss: of (logits (B, K), classes (B,)), where -1 is an image that was not chosen, which a run gives where it stands in
-            for a broken one; None for the cross-entropy, which leaves it out.
+        loss: of (logits (B, K), classes (B,)), where -1 is an image that was not chosen and stands in for a broken one; None
+            for the cross-entropy, which ignores it.
     Shape:
-        data: images (B, C, H, W) and their places (B,) -> loss ().
+        batch of images (B, C, H, W) -> loss ().
     Raises:
         ValueError: if ``n_classes`` is less than 2, or ``augment`` does not make one view.
     """
@@ -47,52 +44,57 @@ class ExemplarNetSupervisor(Supervisor):
     family = "patch"
     loss_meaning = "cross-entropy of the image's identity; 0 is perfect"
     likely_causes = (
-        "the run is too short for so many classes (a dozen passes are needed; pass a smaller n_classes)",
-        "the learning rate is too high for this optimiser (try a tenth of it)",
-        "many images are nearly alike, so that they cannot be told apart",
+        "the run is too short for so many classes (each needs about a dozen epochs; pass a smaller n_classes)",
+        "the learning rate is too high for this optimizer (try a tenth of it)",
+        "many images are nearly alike, so that they cannot be distinguished",
     )
-    knows_its_images = True  # a class is an image of the data set: of other images the loss says nothing
-    dataset_state = ("classes", "model.predictor")  # what other images begin anew
+    knows_its_images = True  # a class is an image of the data set, so the loss says nothing about other images
+    dataset_state = ("classes", "model.predictor")
 
     def __init__(
         self,
         dataset: Any = None,
         n_classes: int | None = 8000,
-        augment: str | Callable[..., Any] = "exemplar",
+        augment: Any = "exemplar",
         backbone: str | nn.Module | None = None,
         predictor: nn.Module | None = None,
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(None, dataset, loss or nn.CrossEntropyLoss(ignore_index=NO_CLASS), collate_fn, **options)
-        if n_classes is not None and n_classes < 2:
-            raise ValueError(
-                f"n_classes={n_classes} leaves nothing to tell apart; pass 2 or more, or None for all images."
-            )
+        super().__init__(None, dataset, loss, collate_fn, augment=augment, **options)
+        if n_classes is not None:
+            require_count("n_classes", n_classes, "is the number of images that are classes", minimum=2)
+        self.n_classes = n_classes
+        self.given.backbone, self.given.predictor = backbone, predictor
+
+    def _build(self) -> None:
+        self.loss = self.given.loss or nn.CrossEntropyLoss(ignore_index=NO_CLASS)
         count = max(1, len(self.images))
-        self.n_classes = count if n_classes is None else min(n_classes, count)
-        generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randperm(count, generator=generator)[: self.n_classes]
-        self.register_buffer("classes", torch.full((count,), NO_CLASS))  # of each place in the data set
-        self.classes[chosen] = torch.arange(self.n_classes)
-        self.views = recipe(augment, self.images.shape[1:], views=1)
-        backbone = build_backbone(backbone, self.images.shape)
-        width = feature_width(backbone, self.images.shape)
-        predictor = MLP(width, self.n_classes, hidden=512, norm="batch") if predictor is None else predictor
+        self.class_count = count if self.n_classes is None else min(self.n_classes, count)  # K
+        chosen = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[: self.class_count]
+        classes = torch.full((count,), NO_CLASS)
+        classes[chosen] = torch.arange(self.class_count)
+        self.register_buffer("classes", classes)  # of each image of the data set
+        backbone = build_backbone(self.given.backbone, self.network_shape)
+        predictor = self.given.predictor
+        if predictor is None:
+            width = feature_width(backbone, self.network_shape)
+            predictor = MLP(width, self.class_count, hidden=512, norm="batch")
         self.model = CombinedNet(backbone, predictor)
+
+    def _sampler(self, batch_size: int, shuffle: bool) -> EpochSampler:
+        """Batches of the chosen images only."""
+        chosen = (self.classes != NO_CLASS).nonzero().squeeze(1).cpu()
+        return EpochSampler(len(self.images), batch_size, shuffle, self.seed, chosen)
+
+    def _forward(self, data: Batch) -> Tensor:
+        (view,) = self.views(data)  # (B, C, h, w)
+        logits, classes = self.model(view).float(), self.classes[data.index]  # (B, K), (B,)
+        self.note("accuracy", (logits.argmax(1) == classes).float())
+        return self.loss(logits, classes)
 
     @property
     def chance_loss(self) -> float:
         """ln K: every class equally likely."""
-        return math.log(self.n_classes)
-
-    def _sampler(self, batch_size: int, shuffle: bool) -> EpochSampler:
-        """Batches of the chosen images."""
-        chosen = (self.classes != NO_CLASS).nonzero().squeeze(1).cpu()
-        return EpochSampler(len(self.images), batch_size, shuffle, self.seed, chosen)
-
-    def _forward(self, data: tuple[Tensor, Tensor]) -> Tensor:
-        images, places = data
-        view = self.preprocessing(self.views(images, self.generator)[0])  # (B, C, H, W)
-        return self.loss(self.model(view).float(), self.classes[places])
+        return math.log(self.class_count)

@@ -8,58 +8,55 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from torch.optim import Optimizer
 
-from superself.augment import recipe
+from superself.basics.validate import require_count, require_fraction, require_nonnegative, require_positive
+from superself.data import Batch
+from superself.joint_embedding import JointEmbedding
 from superself.losses import InfoNCE
-from superself.networks import MLP, CombinedNet, MemoryBank, build_backbone, feature_width
-from superself.supervisor import Supervisor
+from superself.networks import MemoryBank
 
 
-class InstanceDiscriminationSupervisor(Supervisor):
+class InstanceDiscriminationSupervisor(JointEmbedding):
     """One view of each image: which row of the memory bank is it?
 
     L = -log exp(v . m_i / t) / sum_j exp(v . m_j / t) + lambda ||v - m_i||^2, averaged over images: v is the embedding of a view
-    of image i, m_j the row of image j, all of length one. Row i becomes the mean of its old value and v, of length one again,
-    after the step. Chance is ln N for N images. A row starts at random and is written once an epoch, so nothing is learnt before
-    the second epoch, where rows are still half random.
+    of image i, m_j the row of image j, all of unit length; chance level: ln N for N images. After the step, row i becomes
+    the normalised mean of its old value and v. An image's row changes once per epoch, so short runs learn more from many
+    epochs over few images.
 
     Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, arXiv:1805.01978, Sec. 3.1
         (Eq. 2, the softmax over the whole bank) and Sec. 3.3 (proximal term).
-    Deviations: with ``negatives`` the softmax is over the image's own row and those drawn, where Sec. 3.2 has noise-contrastive
-        estimation (the authors' later release has the softmax too); one draw serves the whole batch.
-        Adam with lr 1e-3 and batches of 32 was tried on CIFAR-10: 45 epochs over 250 images are better than random weights by
-        kNN and for a linear classifier, 27 over 500 for the latter alone (bench/RESULTS.md), 6 over 1,000 for neither: with few
-        steps it is better to go through fewer images more often. Temperatures of 0.07 and 0.2 were alike.
+    Deviations: rows start as embeddings by the untrained network, not at random; with ``negatives``, a softmax over the
+        image's own row and those drawn instead of noise-contrastive estimation (Sec. 3.2), one draw for the whole batch.
     Args:
-        dataset: see Supervisor, as are the options that are not listed here.
-        augment: name of a recipe or transform that makes one view of a batch; the default is the authors' code's.
+        dataset: see Supervisor, also for the options that are not listed here.
+        augment: makes one view; see Supervisor.
         temperature: t, 0.07 in the paper; the authors' code has 0.1 for CIFAR-10.
-        momentum: share of a row that is kept when its image is seen; 0.5 in the authors' code.
+        momentum: fraction of a row that is kept when its image is seen.
         negatives: rows drawn for each step, 4096 in the paper for ImageNet; None compares with the whole bank.
-        proximal: lambda, weight of the distance to the image's row before this step; 0, as in the authors' code, leaves it
-            out.
+        proximal: lambda; 0, as in the authors' code, leaves the term out.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         predictor: from features (B, D) to embeddings (B, E); None for the paper's linear layer with E = 128.
         loss: of (embedding (B, E), own row (B, E), rows (K, E), which of them are own (B, K)); None for the softmax.
     Shape:
-        data: images (B, C, H, W) and their places (B,) -> loss ().
+        batch of images (B, C, H, W) -> loss ().
     Raises:
-        ValueError: if a number is out of its range, or ``augment`` does not make one view.
+        ValueError: if a number is out of range, or ``augment`` does not make one view.
     """
 
     family = "contrastive"
     loss_meaning = "cross-entropy of the image among all images; 0 is perfect"
     likely_causes = (
-        "too few epochs: an image's row is written once an epoch and starts at random (train longer, or on fewer images)",
-        "the learning rate is too high for this optimiser (try a tenth of it)",
-        "the images are nearly all alike, or the same image is there many times",
+        "too few epochs: an image's row changes once per epoch (train longer, or on fewer images)",
+        "the learning rate is too high for this optimizer (try a tenth of it)",
+        "the images are nearly all alike, or the data set has many duplicates",
     )
+    n_views = 1
 
     def __init__(
         self,
         dataset: Any = None,
-        augment: str | Callable[..., Any] = "moco-v1",
+        augment: Any = "moco-v1",
         temperature: float = 0.07,
         momentum: float = 0.5,
         negatives: int | None = None,
@@ -70,37 +67,42 @@ class InstanceDiscriminationSupervisor(Supervisor):
         collate_fn: Callable[..., Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(None, dataset, loss or InfoNCE(temperature), collate_fn, **options)
-        if negatives is not None and negatives < 1:
-            raise ValueError(
-                f"negatives={negatives} rows leave nothing to tell an image from; pass at least 1, or None."
-            )
-        if proximal < 0:
-            raise ValueError(f"proximal={proximal} is the weight of a distance; pass 0 or more.")
-        self.negatives, self.proximal = negatives, proximal
-        self.views = recipe(augment, self.images.shape[1:], views=1)
-        backbone = build_backbone(backbone, self.images.shape)
-        if predictor is None:
-            predictor = MLP(feature_width(backbone, self.images.shape), 128, layers=1)
-        self.model = CombinedNet(backbone, predictor)
-        self.bank = MemoryBank(len(self.images), feature_width(self.model, self.images.shape), momentum)
+        super().__init__(dataset, backbone, predictor, loss, collate_fn, augment=augment, **options)
+        require_positive("temperature", temperature, "divides similarities")
+        require_fraction("momentum", momentum, "is the fraction of a row that is kept", upper_open=True)
+        if negatives is not None:
+            require_count("negatives", negatives, "is the number of rows drawn for each step")
+        require_nonnegative("proximal", proximal, "is the weight of a distance")
+        self.temperature, self.momentum, self.negatives, self.proximal = temperature, momentum, negatives, proximal
+
+    def _default_loss(self) -> InfoNCE:
+        return InfoNCE(self.temperature)
+
+    def _build(self) -> None:
+        super()._build()  # self.model
+        self.bank = MemoryBank(len(self.images), self.embedding_width, self.momentum)
+
+    def _before_epoch(self, epoch: int) -> None:
+        if not self.bank.filled:
+            self.bank.fill(self._embed_data_set())
+
+    def _forward(self, data: Batch) -> Tensor:
+        (view,) = self.views(data)  # (B, C, h, w)
+        embedding = self.model(view).float()  # (B, E)
+        row = self.bank.rows(data.index)  # (B, E), as the last view of the image left it
+        rows, own = self.bank.negatives(data.index, self.negatives, self.generator)  # (K, E), (B, K)
+        loss = self.loss(embedding, row, rows, own)  # Eq. 2
+        unit = normalize(embedding, dim=1)
+        if self.proximal:
+            loss = loss + self.proximal * (unit - row).square().sum(1).mean()  # Sec. 3.3
+        self.note("cosine_to_own_row", (unit.detach() * row).sum(1))
+        self.bank.remember(data.index, embedding)  # written after the step
+        return loss
+
+    def _after_step(self) -> None:
+        self.bank.commit()
 
     @property
     def chance_loss(self) -> float:
-        """ln of the number of candidates, and two for each unit of the proximal term: any row is as likely as the own one."""
+        """ln of the number of candidates, plus 2 per unit of the proximal term: any row is as likely as the own one."""
         return math.log(self.bank.candidates(self.negatives)) + 2 * self.proximal
-
-    def _forward(self, data: tuple[Tensor, Tensor]) -> Tensor:
-        images, places = data
-        (view,) = self.views(images, self.generator)  # (B, C, H, W)
-        embedding = self.model(self.preprocessing(view)).float()  # (B, E)
-        row = self.bank.rows(places)  # (B, E), as the image's last view left it
-        loss = self.loss(embedding, row, *self.bank.negatives(places, self.negatives, self.generator))
-        if self.proximal:
-            loss = loss + self.proximal * (normalize(embedding, dim=1) - row).square().sum(1).mean()  # Sec. 3.3
-        self.bank.remember(places, embedding)
-        return loss
-
-    def _update(self, loss: Tensor, optimizer: Optimizer, lr_scheduler: Any) -> None:
-        super()._update(loss, optimizer, lr_scheduler)
-        self.bank.commit()

@@ -13,47 +13,40 @@ from torch.nn.functional import pad
 
 from superself.augment import GridTiles, RandomGrayscale
 from superself.augment.permutations import permutation_set
-from superself.data import to_float
+from superself.basics.validate import require_choice, require_count, require_fraction
+from superself.data import Batch, to_float
 from superself.evaluation.figures import show_columns
 from superself.networks import MLP, CombinedNet, build_backbone, tile_width
 from superself.supervisor import Supervisor
 
 
 class JigsawNetSupervisor(Supervisor):
-    """Cuts each image into tiles, puts them in an order of a set of permutations, and classifies the permutation.
+    """Cuts each image into tiles, orders them by one of a set of permutations, and classifies the permutation.
 
-    L = mean over images and their puzzles of the cross-entropy of the predicted permutation; chance is ln K for K
-    permutations, 0 is perfect. A tile is smaller than its cell and at a random place in it, so that edges need not meet; each
-    is standardised by itself, so that brightness does not tell which were neighbours; channels of colour are moved against
-    each other and some tiles are grey, so that a lens's colour fringes do not tell where a tile was.
-
-    The backbone sees one tile at a time and the head all features in the permuted order (the paper's context-free network):
-    nothing can be read off where two tiles meet, and the puzzles of an image share their features, so that four cost a fifth
-    more than one. ``whole`` gives the backbone the puzzle as one image: one puzzle then costs about a quarter less, four
-    nearly twice as much, and only a backbone whose features keep their places can solve it.
-
-    With Adam, lr 1e-3 and batches of 32, resnet18 on CIFAR-10 brought the loss of unseen images from 3.18 to 1.41 in 12,640
-    images; its features were then better than random ones for a linear classifier and worse for kNN (bench/RESULTS.md).
+    L = mean over images and their puzzles of the cross-entropy of the predicted permutation; chance level: ln K for K
+    permutations. Against shortcuts, a tile is smaller than its cell and placed at random in it, is standardised on its own,
+    has its colour channels shifted against each other, and is sometimes grey. The backbone sees one tile at a time and
+    the head all features in the permuted order (the context-free network), so puzzles of an image share their features.
 
     Source: Noroozi & Favaro, Jigsaw, arXiv:1603.09246.
     Deviations: 2 x 2 tiles and all 24 permutations, for small images (the paper: ``grid=3, n_permutations=1000``); several
-        puzzles share the tiles of an image; whole images are cut, not crops; tiles, not images, are made grey. The set of
-        permutations keeps the smallest distance large too; see ``permutation_set``.
+        puzzles share the tiles of an image; whole images are cut, not crops; tiles, not images, become grey; the set of
+        permutations keeps the smallest distance large too, see ``permutation_set``.
     Args:
-        dataset: see Supervisor, as are the options that are not listed here.
+        dataset: see Supervisor, also for the options that are not listed here. Padding in ``augment`` would be a shortcut.
         grid: tiles along each axis, 2 or 3.
-        n_permutations: K, as far apart as can be; all there are if they are fewer.
+        n_permutations: K, as far apart as possible; all there are if they are fewer.
         n_permutations_per_image: puzzles of each image in a step, all different.
         tile: side of a tile as a fraction of its cell's.
-        channel_jitter: how far each channel of a tile is moved at the most, as a fraction of its side.
-        greyscale: share of the tiles that are made grey.
-        whole: one image of the whole puzzle for the backbone, in place of one tile at a time.
+        channel_jitter: how far each channel of a tile is shifted at most, as a fraction of its side.
+        greyscale: fraction of the tiles that become grey.
+        whole: give the backbone the whole puzzle as one image instead of one tile at a time.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module; sees tiles and, later, images.
-        predictor: from the features of the tiles, one after another (B, T * D), to logits (B, K), or from those of the
-            whole (B, D); None for an MLP.
+        predictor: from the concatenated features of the tiles (B, T * D), or from those of the whole (B, D), to logits
+            (B, K); None for an MLP.
         loss: of (logits (B, K), targets (B,)); None for the cross-entropy.
     Shape:
-        data: images (B, C, H, W) and their places (B,) -> loss ().
+        batch of images (B, C, H, W) -> loss ().
     Raises:
         ValueError: if the hyper-parameters make no puzzle, or images are too small for the grid.
     """
@@ -61,9 +54,9 @@ class JigsawNetSupervisor(Supervisor):
     family = "patch"
     loss_meaning = "cross-entropy of the permutation; 0 is perfect"
     likely_causes = (
-        "the images look alike everywhere (textures, microscopy), so that no tile has a place of its own",
+        "the images look alike everywhere (textures, microscopy), so that tiles have no typical position",
         "the task is too hard for so short a run (pass grid=2 or fewer n_permutations)",
-        "the learning rate is too high for this optimiser (try a tenth of it)",
+        "the learning rate is too high for this optimizer (try a tenth of it)",
     )
 
     def __init__(
@@ -82,43 +75,39 @@ class JigsawNetSupervisor(Supervisor):
         collate_fn: Callable[..., Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(None, dataset, loss or nn.CrossEntropyLoss(), collate_fn, **options)
-        if grid not in (2, 3):
-            raise ValueError(f"grid={grid} makes no puzzle that can be solved by classification; pass 2 or 3.")
-        if n_permutations < 2 or not 0 < tile <= 1:
+        super().__init__(None, dataset, loss, collate_fn, **options)
+        require_choice("grid", grid, (2, 3))
+        require_count("n_permutations", n_permutations, "is the number of permutations to tell apart", minimum=2)
+        require_fraction("tile", tile, "is the side of a tile as a fraction of its cell's", lower_open=True)
+        require_fraction("channel_jitter", channel_jitter, "is a fraction of a tile's side")
+        require_fraction("greyscale", greyscale, "is the fraction of tiles that become grey")
+        most = min(n_permutations, math.factorial(grid**2))
+        if not 1 <= n_permutations_per_image <= most:
             raise ValueError(
-                f"n_permutations={n_permutations} and tile={tile} make no puzzle; pass 2 permutations or more, and the side "
-                "of a tile as a fraction of its cell's, above 0 and at most 1."
+                f"n_permutations_per_image={n_permutations_per_image} must be different permutations out of {most}; pass a "
+                f"number from 1 to {most}."
             )
-        self.register_buffer("permutations", permutation_set(grid * grid, n_permutations))  # (K, T)
-        if not 1 <= n_permutations_per_image <= len(self.permutations):
-            raise ValueError(
-                f"n_permutations_per_image={n_permutations_per_image} cannot be different permutations of "
-                f"{len(self.permutations)}; pass 1 to {len(self.permutations)}."
-            )
-        channels, height, width = self.images.shape
-        cell = min(height, width) // grid
-        self.tile = int(cell * tile + 1e-6)
-        if self.tile < 2:
-            raise ValueError(
-                f"images of {height} x {width} are too small for {grid} x {grid} tiles; pass a smaller grid or larger images."
-            )
-        self.grid, self.puzzles, self.whole = grid, n_permutations_per_image, whole
-        self.jitter = min(round(channel_jitter * self.tile), (cell - self.tile) // 2) if channels > 1 else 0  # pixels
-        self.cut, self.grey = GridTiles(grid, self.tile + 2 * self.jitter), RandomGrayscale(greyscale)
-        side, parts = (grid * self.tile, 1) if whole else (self.tile, grid * grid)
-        backbone = build_backbone(backbone, self.images.shape)
-        width = parts * tile_width(backbone, self.images.shape, side, "a smaller grid, larger images")
-        predictor = MLP(width, len(self.permutations), hidden=512) if predictor is None else predictor
-        self.model = CombinedNet(backbone, predictor)
+        self.grid, self.n_permutations, self.n_permutations_per_image = grid, n_permutations, n_permutations_per_image
+        self.tile, self.channel_jitter, self.greyscale, self.whole = tile, channel_jitter, greyscale, whole
+        self.given.backbone, self.given.predictor = backbone, predictor
 
-    @property
-    def chance_loss(self) -> float:
-        """ln K: every permutation equally likely."""
-        return math.log(len(self.permutations))
+    def _build(self) -> None:
+        self.loss = self.given.loss or nn.CrossEntropyLoss()
+        self.register_buffer("permutations", permutation_set(self.grid**2, self.n_permutations))  # (K, T)
+        tile, _ = self._tile_sizes(self.network_shape)
+        side, parts = (self.grid * tile, 1) if self.whole else (tile, self.grid**2)
+        backbone = build_backbone(self.given.backbone, self.network_shape)
+        width = parts * tile_width(backbone, self.network_shape, side, "a smaller grid, larger images")
+        self.model = CombinedNet(backbone, self.given.predictor or MLP(width, len(self.permutations), hidden=512))
 
-    def _forward(self, data: tuple[Tensor, Tensor]) -> Tensor:
-        tiles = self._tiles(data[0])  # (B, T, C, t, t)
+    def _build_views(self) -> None:
+        super()._build_views()
+        self.tile_size, self.jitter = self._tile_sizes(self.view_shape)  # pixels
+        self.cut = GridTiles(self.grid, self.tile_size + 2 * self.jitter)
+        self.to_grey = RandomGrayscale(self.greyscale)
+
+    def _forward(self, data: Batch) -> Tensor:
+        tiles = self._tiles(self.raw_views(data)[0])  # (B, T, C, t, t)
         targets, orders = self._orders(len(tiles))  # (B, P), (B, P, T)
         sample = torch.arange(len(tiles), device=tiles.device).view(-1, 1, 1)
         if self.whole:
@@ -126,21 +115,39 @@ class JigsawNetSupervisor(Supervisor):
         else:
             features = self.model.features(tiles.flatten(0, 1)).unflatten(0, tiles.shape[:2])  # (B, T, D)
             logits = self.model.predictor(features[sample, orders].flatten(2).flatten(0, 1))  # (B * P, K)
+        self.note("accuracy", (logits.argmax(1) == targets.flatten()).float())
         return self.loss(logits.float(), targets.flatten())
 
     def _tiles(self, images: Tensor) -> Tensor:
         """Tiles as the network gets them, in the order of the image. Shape: (B, C, H, W) -> (B, T, C, t, t)."""
         tiles = self.cut(images, self.generator)
-        one_by_one = move_channels(tiles.flatten(0, 1), self.jitter, self.generator)
-        seen = self.preprocessing(self.grey(one_by_one, self.generator))
-        std, mean = torch.std_mean(seen, (1, 2, 3), keepdim=True, correction=0)  # over all channels: hues stay
+        shifted = shift_channels(tiles.flatten(0, 1), self.jitter, self.generator)
+        seen = self.preprocessing(self.to_grey(shifted, self.generator))
+        std, mean = torch.std_mean(seen, (1, 2, 3), keepdim=True, correction=0)  # over all channels, so hues stay
         return ((seen - mean) / std.clamp(min=1e-5)).unflatten(0, tiles.shape[:2])
 
-    def _orders(self, images: int) -> tuple[Tensor, Tensor]:
-        """Different permutations for every image: which they are (B, P), and their tiles (B, P, T)."""
-        drawn = torch.rand(images, len(self.permutations), generator=self.generator).topk(self.puzzles).indices
-        targets = drawn.to(self.permutations.device, non_blocking=True)
+    def _orders(self, count: int) -> tuple[Tensor, Tensor]:
+        """Different permutations for every image: their numbers (B, P), and the order of their tiles (B, P, T)."""
+        scores = torch.rand(count, len(self.permutations), generator=self.generator)
+        targets = scores.topk(self.n_permutations_per_image).indices.to(self.permutations.device, non_blocking=True)
         return targets, self.permutations[targets]
+
+    def _tile_sizes(self, shape: tuple[int, int, int]) -> tuple[int, int]:
+        """Side of a tile and largest shift of its channels, in pixels, for images of ``shape``."""
+        channels, height, width = shape
+        cell = min(height, width) // self.grid
+        tile = int(cell * self.tile + 1e-6)
+        if tile < 2:
+            raise ValueError(
+                f"images of {height} x {width} are too small for {self.grid} x {self.grid} tiles; pass a smaller grid or larger "
+                "images."
+            )
+        return tile, min(round(self.channel_jitter * tile), (cell - tile) // 2) if channels > 1 else 0
+
+    @property
+    def chance_loss(self) -> float:
+        """ln K: every permutation equally likely."""
+        return math.log(len(self.permutations))
 
     def show_inputs(self, path: str | Path, dataset: Any = None, count: int = 8) -> Path:
         """Writes a PNG with a row for each image: the image, then its puzzles, in tiles if the network gets it so.
@@ -162,13 +169,13 @@ class JigsawNetSupervisor(Supervisor):
 
 
 def assemble(tiles: Tensor) -> Tensor:
-    """One image of the tiles of a square grid, row by row. Shape: (B, T, C, t, t) -> (B, C, g * t, g * t)."""
+    """The image that the tiles of a square grid make, row by row. Shape: (B, T, C, t, t) -> (B, C, g * t, g * t)."""
     grid = math.isqrt(tiles.shape[1])
     return tiles.unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
-def move_channels(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Every channel of every image at a place of its own, up to ``pixels`` from the middle; the border is cut off.
+def shift_channels(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
+    """Shifts every channel of every image by up to ``pixels`` on its own and cuts off the border.
 
     Shape:
         (B, C, H, W) -> (B, C, H - 2 * pixels, W - 2 * pixels).

@@ -11,28 +11,31 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 from torchvision.transforms.functional import gaussian_blur
 
+from superself.data import Batch
 from superself.networks import MLP, CombinedNet, build_backbone, feature_width
 from superself.supervisor import Supervisor
 
-SMOOTHING = 1.5  # pixels; less leaves what is near a pixel's size, which an interpolation at 45 degrees keeps otherwise than at 0
+SMOOTHING = 1.5  # pixels; details near a pixel's size survive an interpolation at 45 degrees differently than at 0
 
 
 class RotateNetSupervisor(Supervisor):
     """Rotates each image by every angle of a set and classifies the angle.
 
-    L = mean over images and angles of the cross-entropy of the predicted angle; chance is ln K for K angles, 0 is perfect.
+    L = mean over images and angles of the cross-entropy of the predicted angle; chance level: ln K for K angles.
 
-    Source: Gidaris et al., Unsupervised Representation Learning by Predicting Image Rotations, arXiv:1803.07728, Sec. 3.
-    Deviations: the head is an MLP of two layers on pooled features, for any backbone; a square of the shorter side,
-        at a random place, is rotated when images are not square.
+    Source: Gidaris et al., Unsupervised Representation Learning by Predicting Image Rotations, arXiv:1803.07728, Sec. 3;
+        padded crop and flip as in the authors' loader for CIFAR-10.
+    Deviations: the head is an MLP of two layers on pooled features, for any backbone; if images are not square, a square
+        of the shorter side at a random place is rotated.
     Args:
-        dataset: see Supervisor, as are the options that are not listed here.
+        dataset: see Supervisor, also for the options that are not listed here.
         rotations: angles in degrees, counter-clockwise.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         predictor: from features (B, D) to logits (B, K); None for the MLP.
         loss: of (logits (B, K), targets (B,)); None for the cross-entropy.
+        augment: of the image before it is rotated; "crop-flip" pads by an eighth and crops at random, then flips.
     Shape:
-        data: images (B, C, H, W) and their places (B,) -> loss ().
+        batch of images (B, C, H, W) -> loss ().
     Raises:
         ValueError: if there are fewer than two different rotations.
     """
@@ -40,9 +43,9 @@ class RotateNetSupervisor(Supervisor):
     family = "patch"
     loss_meaning = "cross-entropy of the rotation; 0 is perfect"
     likely_causes = (
-        "the images have no upright position (textures, microscopy, seen from above), so that rotation cannot be told",
-        "the learning rate is too high for this optimiser (try a tenth of it)",
-        "the images come out of the data set already turned at random",
+        "the images have no upright position (textures, microscopy, aerial views), so the rotation cannot be recognised",
+        "the learning rate is too high for this optimizer (try a tenth of it)",
+        "the data set already rotates its images at random",
     )
 
     def __init__(
@@ -53,38 +56,45 @@ class RotateNetSupervisor(Supervisor):
         predictor: nn.Module | None = None,
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
+        *,
+        augment: Any = "crop-flip",
         **options: Any,
     ) -> None:
-        super().__init__(None, dataset, loss or nn.CrossEntropyLoss(), collate_fn, **options)
+        super().__init__(None, dataset, loss, collate_fn, augment=augment, **options)
         self.rotations = tuple(rotations)
         if len({angle % 360 for angle in self.rotations}) < max(2, len(self.rotations)):
             raise ValueError(
                 f"rotations={self.rotations} must be two or more different angles, for example (0, 90, 180, 270)."
             )
-        backbone = build_backbone(backbone, self.images.shape)
-        if predictor is None:
-            predictor = MLP(feature_width(backbone, self.images.shape), len(self.rotations), hidden=512)
-        self.model = CombinedNet(backbone, predictor)
+        self.given.backbone, self.given.predictor = backbone, predictor
+
+    def _build(self) -> None:
+        self.loss = self.given.loss or nn.CrossEntropyLoss()
+        backbone = build_backbone(self.given.backbone, self.network_shape)
+        width = feature_width(backbone, self.network_shape)
+        self.model = CombinedNet(backbone, self.given.predictor or MLP(width, len(self.rotations), hidden=512))
+
+    def _forward(self, data: Batch) -> Tensor:
+        (images,) = self.views(data)  # (B, C, H, W)
+        rotated = rotated_views(images, self.rotations, self.generator)  # (K * B, C, S, S)
+        targets = torch.arange(len(self.rotations), device=rotated.device).repeat_interleave(len(images))  # (K * B,)
+        logits = self.model(rotated).float()  # (K * B, K)
+        self.note("accuracy", (logits.argmax(1) == targets).float())
+        return self.loss(logits, targets)  # Sec. 3.1
 
     @property
     def chance_loss(self) -> float:
         """ln K: every angle equally likely."""
         return math.log(len(self.rotations))
 
-    def _forward(self, data: tuple[Tensor, Tensor]) -> Tensor:
-        images = self.preprocessing(data[0])  # (B, C, H, W)
-        views = rotated_views(images, self.rotations, self.generator)  # (K * B, C, S, S)
-        targets = torch.arange(len(self.rotations), device=views.device).repeat_interleave(len(images))  # (K * B,)
-        return self.loss(self.model(views).float(), targets)
-
 
 def rotated_views(images: Tensor, rotations: Sequence[float], generator: torch.Generator) -> Tensor:
     """All rotations of all images, the first rotation of every image first.
 
-    Multiples of 90 degrees move pixels and change none. Any other angle needs interpolation and has corners without an
-    image; so that neither tells the angle, all views of such a set (0 and 90 degrees too) go through the same smoothing, a
-    Gaussian, which has no direction, and the same interpolation at a random shift below a pixel, and keep only the square
-    that lies inside the image at any angle.
+    Multiples of 90 degrees only move pixels. Any other angle needs interpolation and leaves corners without an image. So
+    that neither gives the angle away, all views of such a set (0 and 90 degrees included) go through the same isotropic
+    Gaussian and the same interpolation at a random sub-pixel shift, and keep only the square that lies inside the image
+    at any angle.
 
     Shape:
         images (B, C, H, W) -> (K * B, C, S, S); S is the shorter side, divided by sqrt(2) for angles other than right ones.

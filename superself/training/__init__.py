@@ -1,35 +1,39 @@
-"""What every run needs and no algorithm owns: checkpoints, randomness, interruption, precision, schedules, progress."""
+"""What every run needs and no algorithm owns: settings, the run itself, checkpoints, optimizers, schedules, trackers."""
 
 from superself.training.checkpoint import dataset_state_keys, read_checkpoint, require_fit, write_checkpoint
-from superself.training.checks import check_known, check_settings
+from superself.training.describe import describe_value, to_plain, versions
 from superself.training.interrupt import FinishStepOnSignal
-from superself.training.optimizers import OptimizerPair, can_fuse, parameter_groups
+from superself.training.metrics import Metrics
+from superself.training.optimizers import GroupRule, make_optimizer, parameter_groups
 from superself.training.precision import autocast, choose_precision
-from superself.training.progress import Progress
-from superself.training.record import RunRecord, describe_value, versions
-from superself.training.run import Run, stored_arguments
-from superself.training.schedules import constant, cosine, start_schedule, warmup_cosine
+from superself.training.run import Run
+from superself.training.schedules import Schedule, constant, cosine, make_lr_scheduler, scheduled, warmup_cosine
+from superself.training.settings import Settings
+from superself.training.trackers import Progress, Record, Tracker
 
 __all__ = [
     "FinishStepOnSignal",
-    "OptimizerPair",
+    "GroupRule",
+    "Metrics",
     "Progress",
+    "Record",
     "Run",
-    "RunRecord",
+    "Schedule",
+    "Settings",
+    "Tracker",
     "autocast",
-    "can_fuse",
-    "check_known",
-    "check_settings",
     "choose_precision",
     "constant",
     "cosine",
-    "describe_value",
     "dataset_state_keys",
+    "describe_value",
+    "make_lr_scheduler",
+    "make_optimizer",
     "parameter_groups",
     "read_checkpoint",
     "require_fit",
-    "start_schedule",
-    "stored_arguments",
+    "scheduled",
+    "to_plain",
     "versions",
     "warmup_cosine",
     "write_checkpoint",

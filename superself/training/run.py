@@ -1,120 +1,344 @@
-"""A run: what one call of supervise() holds beside the networks, and how it is announced, stored and taken up again."""
+"""Run: what one call of supervise() owns - step, epoch, saving, the finite check, signals, metrics and trackers."""
 
 from __future__ import annotations
 
-from typing import Any
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from superself.basics.random import random_state, set_random_state
-from superself.training.checkpoint import is_plain
+from superself.basics.random import preserve_random_state, random_state, set_random_state
+from superself.training.checkpoint import archive, checkpoint_path, write_checkpoint
 from superself.training.interrupt import FinishStepOnSignal
+from superself.training.metrics import Metrics
 from superself.training.precision import autocast, choose_precision
-from superself.training.progress import Progress
-from superself.training.record import RunRecord, describe_value
+from superself.training.settings import Settings, differences
+from superself.training.trackers import Tracker
 
-SAME = ("lr", "optimizer", "batch_size", "shuffle", "weight_decay", "lr_scheduler", "precision", "images")  # in one run
+if TYPE_CHECKING:
+    from superself.supervisor import Supervisor
+
+REFRESH_SECONDS = 0.3  # how often trackers see a step; on an accelerator the only time the loss is fetched
 
 
 class Run:
-    """Settings, optimiser, schedule, progress and record of one call of ``supervise()``.
+    """One call of ``supervise()``: everything that the loop needs and no algorithm has to know.
 
     Args:
-        settings: the arguments of ``supervise()`` by name, and "images": how many there are.
-        optimizer: with ``state_dict`` and ``param_groups``.
-        lr_scheduler: with ``state_dict``.
-        steps: per epoch.
-        chance: the loss that knowing nothing gives, or None.
-        network: all that is trained; decides the precision.
-        device: where it is.
+        supervisor: what is trained, with its networks built.
+        settings: the validated arguments of ``supervise()``.
     """
 
-    def __init__(
-        self,
-        settings: dict[str, Any],
-        optimizer: Optimizer,
-        lr_scheduler: Any,
-        steps: int,
-        chance: float | None,
-        network: nn.Module,
-        device: torch.device,
-    ) -> None:
-        self.settings, self.optimizer, self.lr_scheduler = settings, optimizer, lr_scheduler
-        self.name, self.show, self.steps = str(settings["name"]), settings["progress"], steps
-        self.progress = Progress(settings["epochs"], steps, chance, self.show)
-        self.signals = FinishStepOnSignal()
-        self.stored_step: int | None = None  # of the file that this run wrote last
-        self.precision = choose_precision(settings["precision"], device, network)
+    def __init__(self, supervisor: Supervisor, settings: Settings) -> None:
+        self.supervisor, self.settings, self.name = supervisor, settings, str(settings.name)
+        self.module: nn.Module = supervisor  # what the loop calls; a wrapper for several processes goes around it
+        self.step = self.epoch = self.steps_per_epoch = self.total_steps = 0
+        self.metrics, self.signals = Metrics(), FinishStepOnSignal()
+        self.trackers: list[Tracker] = []
+        self.saved_step: int | None = None  # of the file that this run wrote last
+        self.resumed_within_epoch = False
+        self._no_gradient, self._hooks = "", []
+        self._began, self._waited, self._images, self._steps_timed, self._drawn = 0.0, 0.0, 0, 0, 0.0
+        device = supervisor.device
+        self.precision = choose_precision(settings.precision, device, supervisor)
         self.autocast = autocast(self.precision, device)
 
-    @property
-    def lr(self) -> float:
-        """The learning rate of the optimiser's first group."""
-        return self.optimizer.param_groups[0]["lr"]
+    # ---- start and end -----------------------------------------------------------------------------------------------
 
-    def state_dict(self, generator: torch.Generator) -> dict[str, Any]:
-        """What a checkpoint holds of the run, the state of every random source included."""
+    def open(self, loader: Any, optimizer: Optimizer, lr_scheduler: Any, stored: dict[str, Any] | None) -> None:
+        """Takes what ``_init_data_optimizer`` made, continues a stored run, and announces what is about to happen."""
+        self.loader, self.optimizer, self.lr_scheduler = loader, optimizer, lr_scheduler
+        self.sampler = getattr(loader, "sampler", None)
+        self.steps_per_epoch = len(loader)
+        self.total_steps = self.steps_per_epoch * self.settings.epochs
+        chance = self.supervisor.chance_loss if self.supervisor.uses_its_own_loss else None
+        self.chance_loss = None if chance is None else float(chance)  # may be measured on the data, so only once
+        self.trackers = [*self.supervisor._trackers(), *self.settings.trackers]
+        if stored is not None:
+            self._load_state(stored)
+        kept = archive(self.name) if stored is None and not self.settings.overwrite else None
+        facts = self.supervisor._facts() | {
+            "settings": self.settings.describe(),
+            "precision": self.precision,
+            "epochs": self.settings.epochs,
+            "steps_per_epoch": self.steps_per_epoch,
+            "resumed_at_step": self.step,
+            "plan": self._plan(kept),
+        }
+        for tracker in self.trackers:
+            tracker.start({**facts, "run": self})
+
+    def __enter__(self) -> Run:
+        self.signals.__enter__()
+        self._watch_gradients()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        try:
+            if kind is None and self.saved_step != self.step:  # a full disk at the last epoch, or a user's own loop
+                self.save()
+        finally:
+            self.signals.__exit__(kind, error, traceback)
+            interrupted = kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit))
+            state = "finished" if kind is None else "interrupted" if interrupted else "stopped by an error"
+            for tracker in self.trackers:
+                tracker.end(state)
+
+    def _watch_gradients(self) -> None:
+        """Notes whether the first step brings the backbone a gradient; ``end_step`` reports it."""
+        parameters = list(self.supervisor.exported_backbone.parameters())
+        trainable = [p for p in parameters if p.requires_grad]
+        self._gradient_seen, self._hooks = False, []
+        self._no_gradient = ""
+        if not self.supervisor.trains_backbone:
+            return
+        if not parameters:
+            self._no_gradient = "it has no parameters"
+        elif not trainable:
+            self._no_gradient = "all of its parameters are frozen; call backbone.requires_grad_(True)"
+        else:
+            self._no_gradient = (
+                "it is detached from the loss; look for detach(), no_grad() or another network in _forward"
+            )
+
+        def note(gradient: Tensor) -> None:
+            self._gradient_seen = True
+
+        self._hooks = [p.register_hook(note) for p in trainable]
+
+    def _report_gradients(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        if self._no_gradient and not self._gradient_seen:
+            self.warn(f"Training does not change the backbone: {self._no_gradient}.")
+        self._hooks, self._no_gradient = [], ""
+
+    def _plan(self, kept: Any) -> str:
+        plan = f"{self.settings.epochs} epochs of {self.steps_per_epoch} steps, stored as {checkpoint_path(self.name)}"
+        if self.step:
+            plan += f", resumed after step {self.step}"
+        if kept is not None:
+            plan += f"; the run that was there is kept as {kept} (resume=True would continue it)"
+        if self.settings.progress and self.step < self.total_steps:
+            seconds = self._estimate_seconds()
+            plan += "" if seconds is None else f"; about {_duration(seconds)}"
+        return plan
+
+    def _estimate_seconds(self) -> float | None:
+        """How long the run will take, from a forward and backward pass that leaves no trace."""
+        supervisor = self.supervisor
+        if not hasattr(self.loader, "peek"):
+            return None
+        buffers = {name: buffer.clone() for name, buffer in supervisor.named_buffers()}
+        training = {module: module.training for module in supervisor.modules()}
+        state, metrics = supervisor.generator.get_state(), self.metrics
+        seconds = 0.0
+        try:
+            with preserve_random_state():
+                self.metrics = Metrics()
+                supervisor.train()
+                data = self.loader.peek().to(supervisor.device)
+                for _ in range(2):  # the first pass also warms up
+                    began = time.perf_counter()
+                    with self.autocast():
+                        loss = self.module(data)
+                    check_scalar(loss, supervisor)
+                    loss.backward()
+                    loss.item()
+                    seconds = time.perf_counter() - began
+                    if seconds > 1:
+                        break
+        finally:
+            self.metrics = metrics
+            supervisor.zero_grad(set_to_none=True)
+            supervisor.generator.set_state(state)
+            with torch.no_grad():
+                for name, buffer in supervisor.named_buffers():
+                    if name in buffers:
+                        buffer.copy_(buffers[name])
+            for module, mode in training.items():
+                module.training = mode
+        return seconds * (self.total_steps - self.step)
+
+    # ---- the loop calls these ----------------------------------------------------------------------------------------
+
+    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The rest of this epoch's batches, on the device of the networks; measures the time spent waiting for them."""
+        done = self.step - self.epoch * self.steps_per_epoch
+        if hasattr(self.sampler, "set_epoch"):
+            try:
+                self.sampler.set_epoch(self.epoch, start=done)
+                done = 0
+            except TypeError:  # torch's DistributedSampler
+                self.sampler.set_epoch(self.epoch)
+        self._waited, self._images, self._steps_timed, self._drawn = 0.0, 0, 0, 0.0
+        self._began = asked = time.perf_counter()
+        device = self.supervisor.device
+        for position, values in enumerate(loader):
+            if position < done:  # a user's own loader cannot skip batches of an epoch that is resumed
+                continue
+            data = self.supervisor._as_batch(values).to(device)
+            self._waited += time.perf_counter() - asked
+            self._images += len(data)
+            yield data
+            asked = time.perf_counter()
+
+    def check_loss(self, loss: Tensor) -> None:
+        """Stops the run before the step when the loss is not a finite scalar; on an accelerator when it is fetched."""
+        check_scalar(loss, self.supervisor)
+        if loss.device.type == "cpu":
+            self._require_finite(loss.item())
+
+    def end_step(self, loss: Tensor) -> None:
+        """Counts the step, shows it now and then, and leaves after a signal."""
+        self.metrics.add("loss", loss)
+        self.step += 1
+        self._steps_timed += 1
+        if self._no_gradient:
+            self._report_gradients()
+        now = time.perf_counter()
+        if now - self._drawn >= REFRESH_SECONDS:
+            self._drawn = now
+            row = self.summary()
+            self._require_finite(row["loss"])
+            for tracker in self.trackers:
+                tracker.step(row)
+        if self.signals.received:
+            self._require_finite(self.metrics.means()["loss"])
+            self.save()
+            print_unless_silent(
+                self, f"stopped after step {self.step}; stored as {self.name}.pt, resume=True continues."
+            )
+            self.signals.leave()
+
+    def end_epoch(self) -> None:
+        """Measures, saves and reports the epoch."""
+        row = self.summary()
+        self._require_finite(row["loss"])
+        self.epoch += 1
+        self.resumed_within_epoch = False
+        for tracker in self.trackers:
+            row.update(tracker.measure(row))
+        self.metrics.clear()
+        try:
+            self.save()
+        except OSError as error:  # a full disk: the last file is whole, and the next epoch tries again
+            warnings.warn(
+                f"epoch {self.epoch} could not be stored ({error}); free some space, training goes on.", stacklevel=3
+            )
+        for tracker in self.trackers:
+            tracker.epoch(row)
+
+    def summary(self) -> dict[str, Any]:
+        """The means of the epoch so far as a row of plain numbers; fetches them from the device."""
+        means = self.metrics.means()
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        left = (self.total_steps - self.step) * seconds / max(self._steps_timed, 1)
         return {
-            "settings": {**describe_value(self.settings), "precision": self.precision},
-            "optimizer": self.optimizer.state_dict(),
-            "lr_scheduler": self.lr_scheduler.state_dict(),
-            "progress": self.progress.state_dict(),
-            "random": random_state(generator),
+            "epoch": self.epoch + 1,
+            "step": self.step - self.epoch * self.steps_per_epoch,
+            "loss": means.pop("loss", float("nan")),
+            "chance_loss": self.chance_loss,
+            **means,
+            "images_per_second": self._images / seconds,
+            "waiting_share": self._waited / seconds,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "seconds": seconds,
+            "seconds_left": left,
         }
 
-    def load_state_dict(self, stored: dict[str, Any], generator: torch.Generator) -> None:
-        """Takes the run up where it was stored.
+    def warn(self, text: str) -> None:
+        """Tells every tracker what looks wrong."""
+        for tracker in self.trackers:
+            tracker.warn(text)
 
-        Raises:
-            ValueError: if the settings of then and now would not make one run; lists the differences.
-        """
-        then, now = stored["settings"], {**describe_value(self.settings), "precision": self.precision}
-        differences = [f"{k}: {then[k]!r} then, {now[k]!r} now" for k in SAME if then[k] != now[k]]
-        if differences:
+    def reset_optimizer_state(self, module: nn.Module) -> None:
+        """Forgets momenta and the like of a module whose weights were drawn again; for use in ``_before_epoch``."""
+        for parameter in module.parameters():
+            self.optimizer.state.pop(parameter, None)
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Images that could not be read, with the reason."""
+        return self.supervisor.images.skipped
+
+    @property
+    def progress(self) -> float:
+        """Share of the optimizer steps that are done, from 0 to 1."""
+        return self.step / max(self.total_steps, 1)
+
+    # ---- saving ------------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Writes NAME.pt."""
+        state = {
+            **self.supervisor._state(),
+            "step": self.step,
+            "epoch": self.epoch,
+            "settings": {**self.settings.describe(), "precision": self.precision},
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "sampler": self.sampler.state_dict() if hasattr(self.sampler, "state_dict") else {},
+            "metrics": self.metrics.state_dict(),
+            "trackers": {type(tracker).__name__: tracker.state_dict() for tracker in self.trackers},
+            "random": random_state(self.supervisor.generator),
+        }
+        write_checkpoint(self.name, state)
+        self.saved_step = self.step
+
+    def _load_state(self, stored: dict[str, Any]) -> None:
+        now = {**self.settings.describe(), "precision": self.precision}
+        found = differences(stored["settings"], now)
+        count, fingerprint = stored["data"]["count"], stored["data"]["fingerprint"]
+        images = self.supervisor.images
+        if count != len(images):
+            found.append(f"images: {count} then, {len(images)} now")
+        elif fingerprint != images.fingerprint:
+            found.append(f"data set: {count} other images then")
+        if found:
             raise ValueError(
-                f"The run {self.name!r} cannot be resumed with other settings ({'; '.join(differences)}); pass those of "
-                "then, or pretrained=True to start a new run from its weights."
+                f"The run {self.name!r} cannot be resumed with other settings ({'; '.join(found)}); pass what was passed then, "
+                "or pretrained=True to start a new run from its weights."
             )
+        self.step, self.epoch = stored["step"], stored["epoch"]
+        self.resumed_within_epoch = self.step > self.epoch * self.steps_per_epoch
         self.optimizer.load_state_dict(stored["optimizer"])
         self.lr_scheduler.load_state_dict(stored["lr_scheduler"])
-        self.progress.load_state_dict(stored["progress"])
-        set_random_state(stored["random"], generator)
+        if stored["sampler"]:
+            self.sampler.load_state_dict(stored["sampler"])
+        self.metrics.load_state_dict(stored["metrics"])
+        for tracker in self.trackers:
+            tracker.load_state_dict(stored["trackers"].get(type(tracker).__name__, {}))
+        set_random_state(stored["random"], self.supervisor.generator)
 
-    def open(self, facts: dict[str, Any], skipped: dict[str, str], step: int, epoch: int) -> None:
-        """Starts NAME.yaml and NAME.csv, and says what is about to happen."""
-        facts = {**facts, "precision": self.precision, "settings": self.settings, "resumed_at_step": step}
-        self.record = RunRecord(self.name, facts, finished_epochs=epoch)
-        self.record.skip(skipped)
-        resumed = f", resumed after step {step}" if step else ""
-        self.say(f"data: {facts['data']}")
-        self.say(f"backbone: {facts['backbone']}; on {facts['device']} in {self.precision}")
-        self.say(f"loss: {facts['loss']}")
-        self.say(f"run: {self.settings['epochs']} epochs of {self.steps} steps, stored as {self.name}.pt{resumed}")
-
-    def say(self, sentence: str) -> None:
-        """Prints a line, unless the run is silent."""
-        if self.show:
-            print(sentence)
-
-    def warn(self, sentence: str) -> None:
-        """Prints what looks wrong, and notes it in NAME.yaml."""
-        self.record.say(sentence)
-        self.say(sentence)
+    def _require_finite(self, loss: float) -> None:
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise FloatingPointError(
+                f"The loss is {loss} in epoch {self.epoch + 1}, step {self.step + 1}: {self.name}.pt keeps the last good epoch. "
+                f"Likely causes: {'; '.join(self.supervisor.likely_causes)}; try a lower lr and resume=False."
+            )
 
 
-def stored_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments that a checkpoint can hold: plain values, and neither the data nor the seed."""
-    plain = {k: plainer(v) for k, v in arguments.items() if k not in ("dataset", "seed")}
-    return {k: v for k, v in plain.items() if is_plain(v)}
+def check_scalar(loss: Any, supervisor: nn.Module) -> None:
+    """Raises a TypeError if what ``_forward`` returned is not a scalar tensor."""
+    if not isinstance(loss, Tensor) or loss.ndim:
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss).__name__}"
+        raise TypeError(
+            f"{type(supervisor).__name__}._forward returned {found}, but a scalar loss is needed; return for example loss.mean()."
+        )
 
 
-def plainer(value: Any) -> Any:
-    """The same value with lists in place of ranges, and Python's numbers in place of numpy's."""
-    if isinstance(value, range):
-        return list(value)
-    if type(value) in (list, tuple):
-        return type(value)(map(plainer, value))
-    return value.item() if isinstance(value, np.generic) else value
+def print_unless_silent(run: Run, text: str) -> None:
+    """Prints a line where progress is shown."""
+    if run.settings.progress:
+        print(text, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,79 @@
+"""JointEmbedding: base of the methods that compare embeddings of views."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from superself.basics.random import preserve_random_state
+from superself.data import BatchLoader, SequentialBatches
+from superself.networks import MLP, CombinedNet, build_backbone, feature_width
+from superself.networks.modes import batch_statistics, evaluation_mode
+from superself.supervisor import Supervisor
+
+LARGEST_BATCH = 256  # images that are embedded at once when a bank is filled
+
+
+class JointEmbedding(Supervisor):
+    """Backbone and projector in one network, ``self.model``, which maps views to embeddings.
+
+    A subclass sets ``n_views`` and the default of ``augment``, adds predictors, momentum encoders, queues or banks in
+    ``_build`` after ``super()._build()``, writes ``_forward``, and moves what it added in ``_after_step``.
+
+    Args:
+        dataset: see Supervisor, also for the options that are not listed here.
+        backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
+        projector: from features (B, D) to embeddings (B, E); None for the method's own.
+        loss: None for the method's own.
+    """
+
+    n_views = 2
+
+    def __init__(
+        self,
+        dataset: Any = None,
+        backbone: str | nn.Module | None = None,
+        projector: nn.Module | None = None,
+        loss: Callable[..., Tensor] | None = None,
+        collate_fn: Callable[..., Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(None, dataset, loss, collate_fn, **options)
+        self.given.backbone, self.given.projector = backbone, projector
+
+    def _build(self) -> None:
+        self.loss = self.given.loss or self._default_loss()
+        backbone = build_backbone(self.given.backbone, self.network_shape)
+        projector = self.given.projector
+        if not isinstance(projector, nn.Module):
+            projector = self._default_projector(feature_width(backbone, self.network_shape))
+        self.model = CombinedNet(backbone, projector)
+        self.embedding_width = feature_width(self.model, self.network_shape)  # E
+
+    def _default_loss(self) -> Callable[..., Tensor]:
+        """The method's loss, made of its hyper-parameters."""
+        raise TypeError(f"{type(self).__name__} defines no _default_loss(); write one, or pass loss=.")
+
+    def _default_projector(self, width: int) -> nn.Module:
+        """The projector for features of this width; a linear layer with E = 128 unless a method says otherwise."""
+        return MLP(width, 128, layers=1)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embeddings (B, E) of preprocessed images (B, C, h, w)."""
+        return self.model(images)
+
+    @torch.no_grad()
+    def _embed_data_set(self) -> Tensor:
+        """Embeddings (N, E) of all images without augmentation, in their order; batch norm uses each batch's statistics."""
+        count = len(self.images)
+        size = math.ceil(count / math.ceil(count / LARGEST_BATCH))  # equal parts, so that no batch has a single image
+        found = torch.zeros(count, self.embedding_width, device=self.device)
+        with preserve_random_state(), evaluation_mode(self.model), batch_statistics(self.model), self.run.autocast():
+            for data in BatchLoader(self.images, SequentialBatches(count, size)):
+                data = data.to(self.device)
+                found[data.index] = self.embed(self.preprocessing(data.images)).float()
+        return found

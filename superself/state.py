@@ -1,0 +1,102 @@
+"""What a checkpoint holds of a supervisor, and how a supervisor takes a stored run."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from superself.basics.random import preserve_random_state
+from superself.data import ImageSpec, Preprocessing
+from superself.training import dataset_state_keys, read_checkpoint, require_fit, versions
+from superself.training.hyper_parameters import adopt, stored_values
+
+if TYPE_CHECKING:
+    from superself.supervisor import Supervisor
+
+
+def supervisor_state(supervisor: Supervisor) -> dict[str, Any]:
+    """What NAME.pt holds of the supervisor; the run adds step, optimizer, schedule and random state."""
+    images = supervisor.images
+    return {
+        "algorithm": type(supervisor).__name__,
+        "arguments": stored_values(supervisor),
+        "attached": sorted(supervisor._top_names() - supervisor._built),  # by the user, not by _build
+        "seed": supervisor.seed,
+        "model": supervisor.state_dict(),
+        "preprocessing": supervisor.preprocessing.to_dict(),
+        "data": {"shape": supervisor.network_shape, "count": len(images), "fingerprint": images.fingerprint},
+        "versions": versions(),
+    }
+
+
+def load_run(supervisor: Supervisor, name: str | Path) -> dict[str, Any]:
+    """Gives ``supervisor`` the weights, hyper-parameters and preprocessing of a stored run, and returns the whole file.
+
+    Networks are built again only if a hyper-parameter from the file or the shape of its images requires it. Seed, generator
+    and whatever the user attached stay. State that belongs to the images of a data set, such as the rows of a memory bank,
+    is only taken for the same data set.
+
+    Raises:
+        ValueError: if the file does not fit; lists the keys.
+    """
+    stored = read_checkpoint(name)
+    shape, count = tuple(stored["data"]["shape"]), stored["data"]["count"]
+    _check_shape(supervisor, name, shape)
+    changed, contradictions = False, []
+    if stored["algorithm"] in [cls.__name__ for cls in type(supervisor).__mro__]:
+        changed, contradictions = adopt(supervisor, stored["arguments"])
+    if not supervisor.has_data:
+        supervisor.images = ImageSpec(shape, count)
+    if changed or (shape, len(supervisor.images)) != supervisor._built_for:
+        _build_again(supervisor, shape)
+    supervisor._build_views()
+    _load_weights(supervisor, name, stored, contradictions)
+    for text in contradictions:
+        warnings.warn(f"load({str(name)!r}): {text}; the value that was passed is used.", stacklevel=3)
+    preprocessing = Preprocessing.from_dict(stored["preprocessing"])
+    supervisor.preprocessing = (
+        replace(preprocessing, shape=supervisor.view_shape) if supervisor.has_data else preprocessing
+    )
+    return stored
+
+
+def _build_again(supervisor: Supervisor, shape: tuple[int, int, int]) -> None:
+    attached = supervisor._top_names() - supervisor._built
+    device = supervisor.device
+    with preserve_random_state():
+        supervisor._build_for(shape)
+    supervisor.to(device)
+    supervisor._built = supervisor._top_names() - attached
+
+
+def _load_weights(supervisor: Supervisor, name: str | Path, stored: dict[str, Any], contradictions: list[str]) -> None:
+    own, model = supervisor.state_dict(), stored["model"]
+
+    def top(key: str) -> str:
+        return key.partition(".")[0]
+
+    model = {key: value for key, value in model.items() if key in own or top(key) not in stored["attached"]}
+    model |= {key: value for key, value in own.items() if key not in model and top(key) not in supervisor._built}
+    if supervisor.has_data and supervisor.images.fingerprint != stored["data"]["fingerprint"]:
+        model |= {key: own[key] for key in dataset_state_keys(supervisor)}
+    notes = f" ({'; '.join(contradictions)})" if contradictions else ""
+    require_fit(own, model, f"{name}, a run of {stored['algorithm']}{notes},")
+    supervisor.load_state_dict(model)
+
+
+def _check_shape(supervisor: Supervisor, name: str | Path, shape: tuple[int, int, int]) -> None:
+    if not supervisor.has_data:
+        return
+    channels, *size = supervisor.view_shape
+    if channels != shape[0]:
+        raise ValueError(
+            f"The run {str(name)!r} was trained on {shape[0]} channels and this data set has {channels}; "
+            f"pass images with {shape[0]} channels."
+        )
+    if supervisor.fixed_image_size and tuple(size) != shape[1:]:
+        raise ValueError(
+            f"The run {str(name)!r} predicts images of {shape[1]} x {shape[2]} and those of this data set have "
+            f"{size[0]} x {size[1]}; pass image_size={shape[1:]}."
+        )

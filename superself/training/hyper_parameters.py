@@ -1,0 +1,77 @@
+"""The hyper-parameters of a supervisor: their names from its constructors, their values from its attributes."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from superself.training.checkpoint import is_plain
+from superself.training.describe import to_plain
+
+NOT_STORED = {"self", "model", "dataset", "collate_fn", "seed"}  # and what only concerns how the data are read:
+OF_THE_DATA = {"image_size", "on_bad_image", "read", "planes", "memory_limit"}
+MISSING = object()
+
+
+def declared(supervisor: nn.Module) -> dict[str, Any]:
+    """Every hyper-parameter by name, as it was passed or by default; networks as they were given."""
+    names = dict.fromkeys(name for name, _ in _parameters(type(supervisor)))
+    values = {name: _value(supervisor, name) for name in names}
+    return {name: value for name, value in values.items() if value is not MISSING}
+
+
+def stored_values(supervisor: nn.Module) -> dict[str, Any]:
+    """The hyper-parameters that a checkpoint can hold: those that are plain values."""
+    plain = {name: to_plain(value) for name, value in declared(supervisor).items()}
+    return {name: value for name, value in plain.items() if is_plain(value)}
+
+
+def adopt(supervisor: nn.Module, stored: dict[str, Any]) -> tuple[bool, list[str]]:
+    """Sets the stored hyper-parameters that were not passed to ``supervisor``.
+
+    Returns:
+        Whether anything changed, and where the file contradicts what was passed, both values included.
+    """
+    defaults = dict(_parameters(type(supervisor)))
+    changed, contradictions = False, []
+    for name, value in stored.items():
+        own = _value(supervisor, name)
+        if own is MISSING or _equal(to_plain(own), value):
+            continue
+        passed = name in supervisor._passed or not _equal(to_plain(own), to_plain(defaults.get(name)))
+        if passed:
+            contradictions.append(f"{name}={own!r} was passed and the file has {name}={value!r}")
+            continue
+        changed = True
+        setattr(supervisor.given if hasattr(supervisor.given, name) else supervisor, name, value)
+    return changed, [text for text in contradictions if len(text) < 500]
+
+
+def default_of(cls: type, name: str) -> Any:
+    """The default of a hyper-parameter in the constructors of ``cls``."""
+    return dict(_parameters(cls))[name]
+
+
+def _parameters(cls: type) -> list[tuple[str, Any]]:
+    """Names and defaults of the hyper-parameters of all constructors, those of the class itself first."""
+    found: dict[str, Any] = {}
+    for base in cls.__mro__:
+        if base is nn.Module:
+            break
+        if "__init__" in vars(base):
+            for parameter in inspect.signature(vars(base)["__init__"]).parameters.values():
+                if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                    found.setdefault(parameter.name, parameter.default)
+    return [(name, default) for name, default in found.items() if name not in NOT_STORED | OF_THE_DATA]
+
+
+def _value(supervisor: nn.Module, name: str) -> Any:
+    return getattr(supervisor.given, name, vars(supervisor).get(name, MISSING))
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+        return list(first) == list(second)
+    return type(first) is type(second) and bool(first == second) if is_plain(first) else False

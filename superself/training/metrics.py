@@ -1,0 +1,46 @@
+"""Running means of the loss and of everything noted next to it, kept on the device until they are shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Metrics:
+    """Means over the steps of an epoch. Adding a value never waits for an accelerator; ``means`` fetches all at once."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    @torch.no_grad()
+    def add(self, name: str, value: Tensor | float) -> None:
+        """Adds the value of one step: a number or a tensor, of which the mean is taken."""
+        value = torch.as_tensor(value).detach()
+        value = value.to(torch.float64 if value.device.type == "cpu" else torch.float32).mean()
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        """The mean of every name so far, fetched from the device in one go."""
+        if not self.sums:
+            return {}
+        if len({value.device for value in self.sums.values()}) > 1:
+            values = [value.item() for value in self.sums.values()]
+        else:
+            values = torch.stack(list(self.sums.values())).tolist()
+        return {name: value / self.counts[name] for name, value in zip(self.sums, values, strict=True)}
+
+    def clear(self) -> None:
+        """Starts the next epoch."""
+        self.sums, self.counts = {}, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far, so that a resumed epoch reports what an uninterrupted one does."""
+        return {"sums": dict(self.sums), "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from stored sums."""
+        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])

@@ -1,0 +1,131 @@
+"""Settings: what one call of supervise() was asked to do, validated before a file is read or written."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from superself.training.checkpoint import checkpoint_path
+from superself.training.optimizers import check_optimizer
+from superself.training.precision import check_precision
+from superself.training.record import describe_value
+from superself.training.schedules import check_lr_scheduler
+
+if TYPE_CHECKING:
+    from superself.training.trackers import Tracker
+
+DETERMINE_THE_RUN = ("lr", "optimizer", "batch_size", "shuffle", "weight_decay", "lr_scheduler", "precision")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of ``supervise()``; see there for what each one means.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if a value is out of range, or two arguments contradict each other.
+    """
+
+    lr: float = 1e-3
+    optimizer: Callable[..., torch.optim.Optimizer] | str = torch.optim.Adam
+    epochs: int = 10
+    batch_size: int = 32
+    shuffle: bool = True
+    num_workers: int = 0
+    name: str | Path = "store/base"
+    pretrained: bool | str | Path = False
+    lr_scheduler: Callable[..., Any] | str | None = None
+    resume: bool | str = False
+    overwrite: bool = False
+    weight_decay: float | None = None
+    seed: int | None = None
+    probe: tuple[Any, Any] | None = None
+    probe_every: int = 1
+    precision: str = "auto"
+    compile: bool = False
+    progress: bool = True
+    trackers: Sequence[Tracker] = ()
+
+    def __post_init__(self) -> None:
+        self._require_number("lr", above=0)
+        if self.weight_decay is not None:
+            self._require_number("weight_decay", above=-math.ulp(0.0))
+        for name in ("epochs", "batch_size", "probe_every"):
+            self._require_count(name, 1)
+        self._require_count("num_workers", 0)
+        if self.seed is not None:
+            self._require_count("seed", 0)
+        for name in ("shuffle", "overwrite", "compile", "progress"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}={getattr(self, name)!r} must be True or False.")
+        if not isinstance(self.name, (str, Path)) or not Path(self.name).name:
+            raise TypeError(f"name={self.name!r} must be a path without an extension, for example 'store/base'.")
+        if self.resume not in (True, False, "auto"):
+            raise ValueError(
+                f'resume={self.resume!r} must be True, False or "auto", which continues the run if it exists and starts it '
+                "otherwise."
+            )
+        if self.resume is True and self.pretrained:
+            raise ValueError(
+                "resume=True and pretrained=True are different things: resume=True continues the stored run (optimizer, step and "
+                "order included), pretrained=True starts a new run from stored weights; pass one of them to supervise()."
+            )
+        if self.resume is True and self.overwrite:
+            raise ValueError("resume=True continues a run and overwrite=True replaces it; pass one of them.")
+        if self.probe is not None and not (isinstance(self.probe, (tuple, list)) and len(self.probe) == 2):
+            raise ValueError(
+                f"probe is a {type(self.probe).__name__}, but a pair (labelled_train, labelled_test) is needed; pass two data "
+                "sets."
+            )
+        for tracker in self.trackers:
+            if inspect.isclass(tracker) or not hasattr(tracker, "epoch"):
+                raise TypeError(f"trackers has {tracker!r}, which is not a Tracker; pass instances, trackers=[Own()].")
+        object.__setattr__(self, "optimizer", check_optimizer(self.optimizer))
+        object.__setattr__(self, "precision", check_precision(self.precision))
+        check_lr_scheduler(self.lr_scheduler)
+
+    def check_data(self, count: int) -> None:
+        """Raises a ValueError if ``count`` images cannot be trained on."""
+        if count == 0:
+            raise ValueError(
+                "There is no data to train on: the supervisor was made without a data set and the folder 'dataset' holds no "
+                "images; pass a folder, a list of paths, an array, a tensor or a torch Dataset to the constructor."
+            )
+        if self.batch_size > count:
+            raise ValueError(
+                f"batch_size={self.batch_size} is larger than the data set ({count} images), so there is no full batch; "
+                f"pass batch_size <= {count} to supervise()."
+            )
+
+    @property
+    def continues(self) -> bool:
+        """Whether the run in NAME.pt is continued, rather than a new one started."""
+        return self.resume is True or (self.resume == "auto" and checkpoint_path(self.name).is_file())
+
+    def describe(self) -> dict[str, Any]:
+        """The settings in words and numbers that a YAML file can hold."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return describe_value({**values, "trackers": [type(tracker).__name__ for tracker in self.trackers]})
+
+    def _require_number(self, name: str, above: float) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name}={value!r} must be a number, for example {name}=1e-3; pass it to supervise().")
+        if not (math.isfinite(value) and value > above):
+            raise ValueError(f"{name}={value!r} must be finite and above {max(above, 0):g}; pass it to supervise().")
+
+    def _require_count(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}={value!r} must be a whole number of at least {least}; pass it to supervise().")
+
+
+def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between the settings of a stored run and those of now, among what determines a run."""
+    return [f"{k}: {stored.get(k)!r} then, {now[k]!r} now" for k in DETERMINE_THE_RUN if stored.get(k) != now[k]]

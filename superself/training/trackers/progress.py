@@ -1,0 +1,115 @@
+"""The progress line: at most 100 columns, a bar in a terminal, plain lines in a pipe or a notebook."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import time
+from typing import Any
+
+import colorama
+from tqdm import tqdm
+
+from superself.training.trackers.tracker import Tracker
+
+WIDTH = 100  # columns
+FIRST_LINE = 2.0  # seconds until the first line where there is no bar; the pause then doubles up to LONGEST_PAUSE
+LONGEST_PAUSE = 60.0
+WORTH_SAYING = 0.05  # share of the time spent waiting for data from which it is shown
+OF_THE_RUN = {
+    "epoch",
+    "step",
+    "loss",
+    "chance_loss",
+    "lr",
+    "images_per_second",
+    "waiting_share",
+    "seconds",
+    "seconds_left",
+}
+
+
+class Progress(Tracker):
+    """Prints what is about to run, then one line per epoch, and in between the line of the epoch so far."""
+
+    def __init__(self) -> None:
+        self.bar = sys.stderr is not None and sys.stderr.isatty()
+        self._line: tqdm | None = None
+        if self.bar:
+            colorama.just_fix_windows_console()
+
+    def start(self, facts: dict[str, Any]) -> None:
+        """Prints data, backbone, loss and length of the run."""
+        self.epochs, self.steps = facts["epochs"], facts["steps_per_epoch"]
+        for key in ("data", "backbone", "loss", "plan"):
+            print(f"{key}: {facts[key]}", flush=True)
+        self._pause = FIRST_LINE
+        self._next = time.perf_counter() + self._pause
+
+    def step(self, row: dict[str, Any]) -> None:
+        """Draws the bar, or prints a line from time to time."""
+        if not self.bar:
+            if time.perf_counter() >= self._next:
+                self._pause = min(2 * self._pause, LONGEST_PAUSE)
+                self._next = time.perf_counter() + self._pause
+                done = row["step"] / self.steps
+                print(self.text(row, done=f" {done:.0%}"), flush=True)
+            return
+        if self._line is None:
+            form = "{desc}{bar:12} {postfix}"
+            self._line = tqdm(total=self.steps, leave=False, file=sys.stderr, ncols=WIDTH, bar_format=form)
+        self._line.n = row["step"]
+        self._line.set_description_str(f"epoch {row['epoch']}/{self.epochs} ", refresh=False)
+        self._line.set_postfix_str(self.text(row).partition(" | ")[2][: WIDTH - 32], refresh=True)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Prints the line of the epoch."""
+        self._close()
+        text = self.text(row)
+        tqdm.write(f"{colorama.Fore.CYAN}{text}{colorama.Style.RESET_ALL}" if self.bar else text)
+        sys.stdout.flush()
+
+    def warn(self, text: str) -> None:
+        """Prints a sentence on what looks wrong."""
+        tqdm.write(text)
+
+    def end(self, state: str) -> None:
+        """Clears the bar."""
+        self._close()
+
+    def text(self, row: dict[str, Any], done: str = "") -> str:
+        """The line for a row: loss and chance level first, then as much as fits."""
+        chance = "" if row.get("chance_loss") is None else f" (chance {row['chance_loss']:.3f})"
+        parts = [f"epoch {row['epoch']}/{self.epochs}{done}", f"loss {row['loss']:.4f}{chance}"]
+        optional = [f"{name.replace('_', ' ')} {figure(value)}" for name, value in shown_values(row)]
+        tail = [f"{row['images_per_second']:.0f} images/s"]
+        if row["waiting_share"] >= WORTH_SAYING:
+            tail.append(f"{row['waiting_share']:.0%} waiting for data")
+        if row["seconds_left"] > 0:
+            tail.append(f"{datetime.timedelta(seconds=round(row['seconds_left']))} left")
+        while optional and len(" | ".join([*parts, *optional, *tail])) > WIDTH:
+            optional.pop()
+        return " | ".join([*parts, *optional, *tail])
+
+    def _close(self) -> None:
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+
+
+def shown_values(row: dict[str, Any]) -> list[tuple[str, float]]:
+    """What is worth a place in the line besides loss and speed, the most telling first."""
+    spread = [
+        (f"{kind} spread", row[f"{kind}_std"] / row[f"{kind}_std_uniform"])
+        for kind in ("feature", "embedding")
+        if row.get(f"{kind}_std") is not None and row.get(f"{kind}_std_uniform")
+    ]
+    measured = ("feature_", "embedding_")
+    noted = [(k, v) for k, v in row.items() if k not in OF_THE_RUN and k != "knn" and not k.startswith(measured)]
+    knn = [("kNN", row["knn"])] if row.get("knn") is not None else []
+    return [*knn, *spread, *noted]
+
+
+def figure(value: float) -> str:
+    """A share as per cent, other numbers with three digits."""
+    return f"{value:.0%}" if 0 <= value <= 1 else f"{value:.3g}"

@@ -1,0 +1,83 @@
+"""What a run leaves next to its checkpoint: NAME.yaml about the whole run, NAME.csv with a row per epoch, NAME.skipped.txt."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from superself.training.describe import describe_value, versions
+from superself.training.trackers.tracker import Tracker
+
+
+class Record(Tracker):
+    """Writes NAME.yaml, NAME.csv and NAME.skipped.txt. Training never reads them.
+
+    Args:
+        name: the run, "store/base".
+    """
+
+    def __init__(self, name: str | Path) -> None:
+        self.yaml_path = Path(f"{name}.yaml")
+        self.csv_path = Path(f"{name}.csv")
+        self.skipped_path = Path(f"{name}.skipped.txt")
+        self.rows: list[dict[str, Any]] = []
+
+    def start(self, facts: dict[str, Any]) -> None:
+        """Writes the facts; rows of epochs that a resumed run has finished are kept."""
+        self.yaml_path.parent.mkdir(parents=True, exist_ok=True)
+        run = facts.pop("run", None)
+        finished = run.epoch if run is not None else 0
+        self._skipped = (lambda: run.skipped) if run is not None else dict
+        self.rows = self._stored_rows(finished)
+        self._write_rows()
+        self.facts = {**describe_value(facts), "versions": versions(), "warnings": [], "start": _now()}
+        self.facts.update(end=None, state="running")
+        self._write_facts()
+        self._write_skipped()
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Adds the row of a finished epoch, numbered from 1."""
+        self.rows.append({name: value for name, value in row.items() if name not in ("step", "seconds_left")})
+        self._write_rows()
+
+    def warn(self, text: str) -> None:
+        """Notes a sentence on what looks wrong."""
+        self.facts["warnings"].append(text)
+        self._write_facts()
+
+    def end(self, state: str) -> None:
+        """Notes how the run ended, and the images that could not be read."""
+        self._write_skipped()
+        self.facts.update(end=_now(), state=state)
+        self._write_facts()
+
+    def _stored_rows(self, finished_epochs: int) -> list[dict[str, Any]]:
+        if not finished_epochs or not self.csv_path.is_file():
+            return []
+        with self.csv_path.open(newline="") as file:
+            return [row for row in csv.DictReader(file) if int(row["epoch"]) <= finished_epochs]
+
+    def _write_rows(self) -> None:
+        columns = list(dict.fromkeys(key for row in self.rows for key in row)) or ["epoch"]
+        with self.csv_path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def _write_skipped(self) -> None:
+        lines = [f"{place}\t{' '.join(reason.split())}\n" for place, reason in sorted(self._skipped().items())]
+        if lines:
+            self.skipped_path.write_text("".join(lines))
+        else:
+            self.skipped_path.unlink(missing_ok=True)
+
+    def _write_facts(self) -> None:
+        self.yaml_path.write_text(yaml.safe_dump(self.facts, sort_keys=False, allow_unicode=True))
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,43 @@
+"""Tracker: the interface of everything that observes a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+class Tracker:
+    """Observes a run; removing it changes no weight. Override what you need, and pass it as ``trackers=[...]``.
+
+    A row is a dictionary of plain numbers: epoch, step, loss, chance_loss, lr, images_per_second, waiting_share, seconds,
+    whatever the algorithm noted, and at the end of an epoch what was measured on the features.
+    """
+
+    def start(self, facts: dict[str, Any]) -> None:
+        """Before the first step: what is about to run, in words and numbers, and under "run" the Run itself."""
+
+    def step(self, row: dict[str, Any]) -> None:
+        """A few times a second: the means of the epoch so far."""
+
+    def measure(self, row: dict[str, Any]) -> dict[str, float]:
+        """At the end of an epoch, before it is stored: values to add to its row."""
+        return {}
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """After an epoch was stored: its row of NAME.csv."""
+
+    def figure(self, name: str, path: Path) -> None:
+        """A picture was written."""
+
+    def warn(self, text: str) -> None:
+        """A sentence on what looks wrong."""
+
+    def end(self, state: str) -> None:
+        """After the last step: "finished", "interrupted" or "stopped by an error"."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run has to know, as tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where ``state_dict`` left off."""
