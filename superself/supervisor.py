@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from superself.basics.random import preserve_random_state, seed_everything
-from superself.data import BatchLoader, EpochSampler, ImageSpec, Preprocessing, open_images
+from superself.data import Batch, BatchLoader, EpochSampler, ImageSpec, Preprocessing, open_images
 from superself.evaluation.monitor import FeatureMonitor
 from superself.networks import CombinedNet, compilable_networks
 from superself.training import (
@@ -228,10 +228,9 @@ class Supervisor(nn.Module):
         if self.settings["compile"]:
             for network in compilable_networks(self):
                 network.compile()
-        target = "label" if self.with_labels else "index"
         pin = self.device.type == "cuda"
         sampler = self._sampler(batch_size, shuffle)
-        loader = BatchLoader(self.images, sampler, num_workers, collate_fn, pin_memory=pin, target=target)
+        loader = BatchLoader(self.images, sampler, num_workers, collate_fn, pin_memory=pin)
         parameters = [p for p in self.parameters() if p.requires_grad]
         weight_decay = self.settings["weight_decay"]
         groups = parameters if weight_decay is None else parameter_groups(parameters, weight_decay)
@@ -404,9 +403,9 @@ class Supervisor(nn.Module):
             self.run.warn(sentence)
 
     def _to_device(self, data: Any) -> Any:
-        """Tensors of a batch on the device of the parameters."""
-        device = self.device
-        return tuple(d.to(device, non_blocking=True) if isinstance(d, Tensor) else d for d in data)
+        """Images and index, or images and target with labels, on the device of the parameters."""
+        batch = Batch.from_loader(data).to(self.device)
+        return tuple(batch) if self.with_labels else (batch.images, batch.index)
 
     def _check_finite(self, loss: Tensor) -> None:
         """Stops the run when the loss is not finite; read at once on the CPU, on an accelerator when the line is drawn."""

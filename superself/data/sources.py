@@ -8,16 +8,27 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from superself.basics.random import preserve_random_state
+from superself.data.batch import MASK_KEYS, TARGET_KEYS, are_classes, stack_targets
 from superself.data.decode import EXTENSIONS, Header, read_header, read_image, stored, to_numpy, to_tensor
 
+ITEM_KEYS = ("image", "img", "pixel_values")  # of an item that is a dict; else its first value is the image
 PROBED = 8  # items of a data set that are looked at when it is opened
+
+
+class Sample(NamedTuple):
+    """One image (C, H, W) with its target and its mask, or None where there are none."""
+
+    image: Tensor
+    target: Any = None
+    mask: Tensor | None = None
 
 
 class FileSource:
@@ -26,7 +37,7 @@ class FileSource:
     Args:
         paths: the files, in the order of their places.
         read: f(path) -> image, for formats of one's own; every file is then read once to learn its size.
-        labels: the class of each file.
+        targets: one per file, for example its class.
         classes: the names of the classes.
     """
 
@@ -36,11 +47,11 @@ class FileSource:
         self,
         paths: Sequence[Path],
         read: Callable[[Path], Any] | None = None,
-        labels: Sequence[int] | None = None,
+        targets: Any = None,
         classes: list[str] | None = None,
     ) -> None:
         self.paths, self.custom_read, self.classes = list(paths), read, classes
-        self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+        self.targets = as_targets(targets, len(self))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -53,10 +64,10 @@ class FileSource:
         """The header of every file, or why it has none."""
         return dict(enumerate(in_threads(self._header, range(len(self)))))
 
-    def read(self, place: int, size: tuple[int, int] | None) -> tuple[Tensor, None]:
+    def read(self, place: int, size: tuple[int, int] | None) -> Sample:
         """The image at a place as (C, H, W); ``size`` is what will be made of it."""
         path = self.paths[place]
-        return to_tensor(self.custom_read(path) if self.custom_read else read_image(path, size)), None
+        return Sample(to_tensor(self.custom_read(path) if self.custom_read else read_image(path, size)))
 
     def _header(self, place: int) -> Header | str:
         try:
@@ -73,7 +84,7 @@ class ItemSource:
     """
 
     paths = None
-    labels = None
+    targets = None
 
     def __init__(self, items: Any) -> None:
         self.items = items
@@ -105,18 +116,17 @@ class ItemSource:
             self.repeatable &= pickle.dumps(before) == pickle.dumps(_random_state())
         return found
 
-    def read(self, place: int, size: tuple[int, int] | None) -> tuple[Tensor, int | None]:
-        """The image at a place as (C, H, W), and its label if the item has one that is a whole number."""
+    def read(self, place: int, size: tuple[int, int] | None) -> Sample:
+        """The image at a place as (C, H, W), with the target and the mask that the item has."""
         item = self.items[place]
-        image, label = item, None
+        image, target, mask = item, None, None
         if isinstance(item, Mapping):
-            image = next(item[key] for key in ("image", "img", *item) if key in item)
-            label = next((item[key] for key in ("label", "target", "labels") if key in item), None)
+            image = next(item[key] for key in (*ITEM_KEYS, *item) if key in item)
+            target = next((item[key] for key in TARGET_KEYS if key in item), None)
+            mask = next((item[key] for key in MASK_KEYS if key in item), None)
         elif isinstance(item, (tuple, list)):
-            image, label = item[0], item[1] if len(item) > 1 else None
-        if isinstance(label, (Tensor, np.ndarray)) and label.ndim == 0:
-            label = label.item()
-        return to_tensor(image), int(label) if isinstance(label, (int, np.integer)) else None
+            image, target = item[0], item[1] if len(item) > 1 else None
+        return Sample(to_tensor(image), to_target(target), to_target(mask))
 
 
 class TensorSource:
@@ -124,16 +134,16 @@ class TensorSource:
 
     Args:
         data: (N, C, H, W) of a stored type.
-        labels: (N,) the class of each.
+        targets: one per image, for example its class.
         classes: the names of the classes.
     """
 
     paths = None
     repeatable = True
 
-    def __init__(self, data: Tensor, labels: Any = None, classes: list[str] | None = None) -> None:
+    def __init__(self, data: Tensor, targets: Any = None, classes: list[str] | None = None) -> None:
         self.data, self.classes = data, classes
-        self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+        self.targets = as_targets(targets, len(self))
 
     def __len__(self) -> int:
         return len(self.data)
@@ -145,6 +155,38 @@ class TensorSource:
     def scan(self) -> dict[int, Header]:
         """One header: all images agree."""
         return {0: header_of(self.data[0])}
+
+
+def as_targets(values: Any, n: int) -> Tensor | list[Any] | None:
+    """One target for each of n images: a tensor (n, ...) where they can be stacked, else a list; None stays None."""
+    if values is None:
+        return None
+    if len(values) != n:
+        raise ValueError(f"{len(values)} targets for {n} images; pass one target per image.")
+    if isinstance(values, (Tensor, np.ndarray)):
+        values = torch.as_tensor(values)
+        return values.long() if are_classes(values) else values
+    values = [to_target(value) for value in values]
+    stacked = stack_targets(values)
+    return stacked if isinstance(stacked, Tensor) else values
+
+
+def to_target(value: Any) -> Any:
+    """A target as a number or a tensor where it can be one: arrays, Pillow images and lists of numbers; else unchanged.
+
+    Shape:
+        a colour image (H, W, C) of Pillow -> (C, H, W); all others keep theirs.
+    """
+    if isinstance(value, Image.Image):
+        pixels = torch.from_numpy(np.array(value))
+        return pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels
+    if isinstance(value, (list, tuple)) and value and all(isinstance(number, (int, float)) for number in value):
+        return torch.tensor(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        value = torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, (Tensor, np.generic)) and value.ndim == 0:
+        return value.item()
+    return value
 
 
 def reason(error: Exception) -> str:

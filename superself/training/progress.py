@@ -44,7 +44,7 @@ class Progress:
         try:
             for batch in loader:
                 self.waited += time.perf_counter() - asked
-                self.images += len(batch[0])
+                self.images += len(batch[0] if isinstance(batch, (tuple, list)) else batch)
                 yield batch
                 asked = time.perf_counter()
         finally:

@@ -152,7 +152,7 @@ def test_random_items_stay_random_and_leave_the_random_state_alone():
     assert not images.in_memory and "items differ from one read to the next" in images.describe()
     assert not torch.equal(images.batch([0]).images, images.batch([0]).images)
     assert torch.equal(sample, images.sample(4))
-    assert images.labels is None and images.batch([5, 2]).labels.tolist() == [5, 2]
+    assert images.labels is None and images.batch([5, 2]).target.tolist() == [5, 2]
 
 
 def test_items_that_are_seldom_random_are_noticed():
@@ -170,7 +170,7 @@ def test_items_that_are_the_same_each_time_are_kept_in_memory_with_their_labels(
 def test_item_that_cannot_be_read_is_skipped_and_delivers_its_stand_ins_label():
     for images in (open_images(Faulty()), open_images(Faulty()).load()):
         batch = images.batch([6, 7])
-        assert batch.index.tolist() == [6, 8] and batch.labels.tolist() == [0, 2]
+        assert batch.index.tolist() == [6, 8] and batch.target.tolist() == [0, 2]
         assert batch.images[:, 0, 0, 0].tolist() == [6, 8]
         assert images.skipped == {"item 7": "OSError: the disk has a scratch"}
     assert images.labels[7] == -1
