@@ -65,11 +65,11 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
             faster; never below twice this size.
     """
     if path.suffix.lower() == ".npy":
-        return stored(channels_last(np.load(path)))
+        return to_stored_dtype(channels_last(np.load(path)))
     with open(path, "rb") as file:
         image, decoder = _identify(file, path)
         if decoder == "tifffile":
-            return stored(_read_tiff(path))
+            return to_stored_dtype(_read_tiff(path))
         if decoder == "torchvision":
             return _read_png16(path)
         if size is not None and image.format in ("JPEG", "MPO"):
@@ -85,7 +85,7 @@ def from_pil(image: Image.Image) -> np.ndarray:
     if sixteen_bit:
         return np.asarray(image).astype(np.uint16)[:, :, None]
     if image.mode in ("I", "F"):
-        return stored(np.asarray(image)[:, :, None])
+        return to_stored_dtype(np.asarray(image)[:, :, None])
     mode = "L" if image.mode in GREY_MODES else "RGB"
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
@@ -99,8 +99,8 @@ def to_tensor(image: Any) -> Tensor:
     if isinstance(image, Tensor):
         if image.ndim not in (2, 3):
             raise ValueError(f"a tensor of shape {tuple(image.shape)} is no image; give (C, H, W) or (H, W).")
-        return torch.from_numpy(stored(to_numpy(image))).reshape(-1, *image.shape[-2:])
-    array = from_pil(image) if isinstance(image, Image.Image) else stored(channels_last(np.asarray(image)))
+        return torch.from_numpy(to_stored_dtype(to_numpy(image))).reshape(-1, *image.shape[-2:])
+    array = from_pil(image) if isinstance(image, Image.Image) else to_stored_dtype(channels_last(np.asarray(image)))
     return torch.from_numpy(np.require(array, requirements="CW")).permute(2, 0, 1)
 
 
@@ -132,13 +132,13 @@ def stored_dtype(dtype: np.dtype) -> str:
     raise ValueError(f"pixels of type {dtype} have no known range; convert them to uint8, uint16 or float32.")
 
 
-def stored(pixels: np.ndarray) -> np.ndarray:
+def to_stored_dtype(pixels: np.ndarray) -> np.ndarray:
     """Pixels in the type that they are kept as; true and false become 255 and 0."""
     dtype = stored_dtype(pixels.dtype)
     return pixels.astype(dtype) * 255 if pixels.dtype.kind == "b" else pixels.astype(dtype, copy=False)
 
 
-def fit(image: Tensor, channels: int, dtype: torch.dtype, size: tuple[int, int]) -> Tensor:
+def conform_image(image: Tensor, channels: int, dtype: torch.dtype, size: tuple[int, int]) -> Tensor:
     """An image as the data set stores it: grey repeated, 8 bits widened, resized to cover ``size``, centre cropped.
 
     Shape:
@@ -154,10 +154,10 @@ def fit(image: Tensor, channels: int, dtype: torch.dtype, size: tuple[int, int])
         if (image.dtype, dtype) != (torch.uint8, torch.uint16):
             raise ValueError(f"{image.dtype} pixels where the data set has {dtype}")
         image = (image.int() * 257).to(dtype)
-    return cover(image[None], size)[0] if image.shape[1:] != size else image
+    return resize_to_cover(image[None], size)[0] if image.shape[1:] != size else image
 
 
-def cover(images: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_to_cover(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Images resized until they just cover ``size`` (antialiased, aspect kept), then cropped at the centre.
 
     Shape:

@@ -14,8 +14,16 @@ from torch.utils.data import Dataset, get_worker_info
 
 from superself.basics.random import preserve_random_state
 from superself.data.batch import Batch, Item, are_classes, stack_targets
-from superself.data.decode import Header, cover, fit
-from superself.data.sources import FileSource, ItemSource, Sample, TensorSource, evenly, in_threads, reason
+from superself.data.decode import Header, conform_image, resize_to_cover
+from superself.data.sources import (
+    FileSource,
+    ItemSource,
+    Sample,
+    TensorSource,
+    describe_error,
+    evenly_spaced,
+    map_in_threads,
+)
 
 BROKEN_SHARE = 0.05  # more broken images than this share of all stop the run
 MEMORY_LIMIT = 2 * 2**30  # bytes
@@ -67,7 +75,7 @@ class Images(Dataset):
         if isinstance(source, TensorSource):
             self._data = source.data
             if source.data.shape[2:] != self.shape[1:]:
-                self._data = torch.cat([cover(part, self.shape[1:]) for part in source.data.split(256)])
+                self._data = torch.cat([resize_to_cover(part, self.shape[1:]) for part in source.data.split(256)])
 
     @property
     def in_memory(self) -> bool:
@@ -119,7 +127,7 @@ class Images(Dataset):
             targets = [_number(target) for target in targets]
             return [Item(*parts) for parts in zip(images, places, targets, masks, strict=True)], {}
         threads = self.paths is not None and get_worker_info() is None
-        found = list((in_threads if threads else map)(self._deliver, torch.as_tensor(places).tolist()))
+        found = list((map_in_threads if threads else map)(self._deliver, torch.as_tensor(places).tolist()))
         return [item for item, _ in found], {name: why for _, broken in found for name, why in broken.items()}
 
     def load(self) -> Images:
@@ -135,7 +143,7 @@ class Images(Dataset):
             data[place] = sample.image
             return sample._replace(image=None)
 
-        found = list((map if self.paths is None else in_threads)(store, range(len(self))))
+        found = list((map if self.paths is None else map_in_threads)(store, range(len(self))))
         broken = {place: why for place, why in enumerate(found) if isinstance(why, str)}
         self.report_broken({self.source.name(place): why for place, why in broken.items()})
         delivered = range(len(self))
@@ -177,7 +185,7 @@ class Images(Dataset):
             -> (min(n, N), C, H, W).
         """
         with preserve_random_state(seed=0):
-            return self.batch(evenly(n, len(self))).images
+            return self.batch(evenly_spaced(n, len(self))).images
 
     def report_broken(self, broken: dict[str, str]) -> None:
         """Takes note of broken images, given as name -> reason.
@@ -262,9 +270,9 @@ class Images(Dataset):
                     f"{image.shape[1]} x {image.shape[2]} pixels, the others "
                     f"have {self.shape[1]} x {self.shape[2]}; pass image_size="
                 )
-            return Sample(fit(image, self.shape[0], self.dtype, self.shape[1:]), target, mask)
+            return Sample(conform_image(image, self.shape[0], self.dtype, self.shape[1:]), target, mask)
         except Exception as error:
-            return reason(error)
+            return describe_error(error)
 
     def _deliver(self, place: int) -> tuple[Item, dict[str, str]]:
         """The image at a place, or the next one that can be read; and the broken images found on the way."""

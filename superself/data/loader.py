@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 from superself.basics.random import seed_everything
 from superself.data.batch import Batch, stack_targets
 from superself.data.images import Images
-from superself.data.sources import cores
+from superself.data.sources import available_cores
 
 
 class EpochSampler:
@@ -115,12 +115,12 @@ class BatchLoader:
             self._loader = None
             return
         if num_workers == 0 and images.paths is not None and not images.in_memory:
-            num_workers = cores()
+            num_workers = available_cores()
         self._loader = DataLoader(
             self._fetch,
             batch_sampler=batches,
             num_workers=num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             pin_memory=self._pin,
             generator=torch.Generator(),  # of its own, so that loading never moves the run's random state
             # Workers start anew each epoch where they draw random numbers, because they learn the epoch at their start.
@@ -162,7 +162,7 @@ class _Fetch(Dataset):
         return batch
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from superself.basics.random import preserve_random_state
 from superself.data.batch import MASK_KEYS, TARGET_KEYS, are_classes, stack_targets
-from superself.data.decode import EXTENSIONS, Header, read_header, read_image, stored, to_numpy, to_tensor
+from superself.data.decode import EXTENSIONS, Header, read_header, read_image, to_numpy, to_stored_dtype, to_tensor
 
 ITEM_KEYS = ("image", "img", "pixel_values")  # of an item that is a dict; else its first value is the image
 PROBED = 8  # items of a data set that are looked at when it is opened
@@ -62,7 +62,7 @@ class FileSource:
 
     def scan(self) -> dict[int, Header | str]:
         """The header of every file, or why it has none."""
-        return dict(enumerate(in_threads(self._header, range(len(self)))))
+        return dict(enumerate(map_in_threads(self._header, range(len(self)))))
 
     def read(self, place: int, size: tuple[int, int] | None) -> Sample:
         """The image at a place as (C, H, W); ``size`` is what will be made of it."""
@@ -73,7 +73,7 @@ class FileSource:
         try:
             return header_of(self.read(place, None)[0]) if self.custom_read else read_header(self.paths[place])
         except Exception as error:  # reported by the caller, with the file
-            return reason(error)
+            return describe_error(error)
 
 
 class ItemSource:
@@ -106,13 +106,13 @@ class ItemSource:
         found: dict[int, Header | str] = {}
         with preserve_random_state():
             before = _random_state()
-            for place in evenly(PROBED, len(self)):
+            for place in evenly_spaced(PROBED, len(self)):
                 try:
                     image, again = self.read(place, None)[0], self.read(place, None)[0]
                     found[place] = header_of(image)
                     self.repeatable &= torch.equal(image, again)
                 except Exception as error:  # reported by the caller, with the item
-                    found[place] = reason(error)
+                    found[place] = describe_error(error)
             self.repeatable &= pickle.dumps(before) == pickle.dumps(_random_state())
         return found
 
@@ -189,7 +189,7 @@ def to_target(value: Any) -> Any:
     return value
 
 
-def reason(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Why an image cannot be read, for the list of skipped ones."""
     return f"{type(error).__name__}: {error}"
 
@@ -200,7 +200,7 @@ def header_of(image: Tensor) -> Header:
     return Header(height, width, channels, str(image.dtype).removeprefix("torch."))
 
 
-def stacked(images: np.ndarray | Tensor) -> Tensor:
+def stack_images(images: np.ndarray | Tensor) -> Tensor:
     """An array (N, H, W), (N, H, W, C) or (N, C, H, W), or a tensor (N, H, W) or (N, C, H, W), as (N, C, H, W)."""
     if images.ndim not in (3, 4) or len(images) == 0:
         raise ValueError(
@@ -217,7 +217,7 @@ def stacked(images: np.ndarray | Tensor) -> Tensor:
             )
         if images.shape[3] < images.shape[1]:
             images = images.transpose(0, 3, 1, 2)
-    data = torch.from_numpy(np.require(stored(images), requirements="CW"))
+    data = torch.from_numpy(np.require(to_stored_dtype(images), requirements="CW"))
     return data.unsqueeze(1) if data.ndim == 3 else data
 
 
@@ -235,19 +235,19 @@ def is_image_name(name: str, any_extension: bool = False) -> bool:
     return not name.startswith(".") and (any_extension or Path(name).suffix.lower() in EXTENSIONS)
 
 
-def evenly(n: int, total: int) -> list[int]:
+def evenly_spaced(n: int, total: int) -> list[int]:
     """Up to n places spread evenly over ``total``, always the same ones."""
     return [place * total // min(n, total) for place in range(min(n, total))]
 
 
-def cores() -> int:
+def available_cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_threads(function: Callable[[int], Any], places: Sequence[int]) -> Iterator[Any]:
+def map_in_threads(function: Callable[[int], Any], places: Sequence[int]) -> Iterator[Any]:
     """``map`` over all cores in threads: decoders free the interpreter while they work."""
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         yield from pool.map(function, places)
 
 
