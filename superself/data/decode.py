@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -163,14 +164,33 @@ def resize_to_cover(images: Tensor, size: tuple[int, int]) -> Tensor:
     Shape:
         images (N, C, h, w) -> (N, C, H, W).
     """
-    (height, width), (h, w) = size, images.shape[2:]
-    scale = max(height / h, width / w)
-    resized = (max(height, round(h * scale)), max(width, round(w * scale)))
+    resized, top, left = _covering(images.shape[2:], size)
     pixels = images.float() if images.dtype == torch.uint16 else images
     pixels = F.interpolate(pixels, resized, mode="bilinear", antialias=True)
-    top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
-    pixels = pixels[:, :, top : top + height, left : left + width]
+    pixels = pixels[:, :, top : top + size[0], left : left + size[1]]
     return pixels.round().to(images.dtype) if images.dtype == torch.uint16 else pixels
+
+
+def resize_mask_to_cover(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask resized and cropped as ``resize_to_cover`` does it, by the nearest pixel: no value is made up.
+
+    Shape:
+        mask (..., h, w) -> (..., H, W).
+    """
+    resized, *start = _covering(mask.shape[-2:], size)
+    rows, columns = (
+        ((torch.arange(first, first + side) + 0.5) * (before / after)).long().clamp(max=before - 1)
+        for first, side, before, after in zip(start, size, mask.shape[-2:], resized, strict=True)
+    )
+    return mask[..., rows[:, None], columns]
+
+
+def _covering(before: Sequence[int], size: tuple[int, int]) -> tuple[tuple[int, int], int, int]:
+    """The smallest (height, width) of the same aspect that covers ``size``, and the top and left of its centre crop."""
+    (h, w), (height, width) = before, size
+    scale = max(height / h, width / w)
+    resized = (max(height, round(h * scale)), max(width, round(w * scale)))
+    return resized, (resized[0] - height) // 2, (resized[1] - width) // 2
 
 
 def _identify(file: BinaryIO, path: Path) -> tuple[Image.Image | None, str]:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from superself.basics.random import preserve_random_state
 from superself.data.batch import Batch, Item, are_classes, stack_targets
-from superself.data.decode import Header, conform_image, resize_to_cover
+from superself.data.decode import Header, conform_image, resize_mask_to_cover, resize_to_cover
 from superself.data.sources import (
     FileSource,
     ItemSource,
@@ -270,6 +270,8 @@ class Images(Dataset):
                     f"{image.shape[1]} x {image.shape[2]} pixels, the others "
                     f"have {self.shape[1]} x {self.shape[2]}; pass image_size="
                 )
+            if isinstance(mask, Tensor) and mask.shape[-2:] == image.shape[1:] != self.shape[1:]:
+                mask = resize_mask_to_cover(mask, self.shape[1:])
             return Sample(conform_image(image, self.shape[0], self.dtype, self.shape[1:]), target, mask)
         except Exception as error:
             return describe_error(error)
