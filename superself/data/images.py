@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,30 @@ class Images(Dataset):
     def labels(self) -> Tensor | None:
         """The class of each image (N,) int64, where the targets are classes and known without decoding the images."""
         return self.targets if are_classes(self.targets) else None
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What each image is called in messages and records: its path, or "item 3"."""
+        return [self.source.name(place) for place in range(len(self))]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash that tells data sets apart, whether or not they are in memory and at whatever image size.
+
+        Of files it covers the names below their common folder and the sizes, so that a moved folder keeps it; of
+        arrays, tensors and data sets the pixels of 64 images; of random items only their number, shape and type.
+        """
+        small, large = self._sizes
+        known = (len(self), self.shape[0], str(self.dtype), small if small == large else None)
+        found = hashlib.sha256(repr(known).encode())
+        for part in self.source.content():
+            found.update(part)
+        return found.hexdigest()[:32]
+
+    def broken_places(self) -> Tensor:
+        """The places of the images known to be broken, (n,) int64; more may be found while decoding."""
+        broken = [place for place, name in enumerate(self.names) if name in self.skipped]
+        return torch.tensor(broken, dtype=torch.int64)
 
     def batch(self, places: Sequence[int] | Tensor) -> Batch:
         """The images at some places, with stand-ins for the broken ones."""
@@ -295,11 +321,13 @@ class ImageSpec(Images):
         count: how many they are.
     """
 
+    fingerprint = ""
+
     def __init__(self, shape: tuple[int, int, int] = (3, 225, 225), count: int = 0) -> None:
         self.shape, self.count = shape, count
         self.dtype = torch.uint8
         self.paths = self.targets = self.classes = self._data = None
-        self.skipped = {}
+        self.skipped, self.names = {}, []
 
     def __len__(self) -> int:
         return self.count

@@ -20,6 +20,7 @@ from superself.data.batch import MASK_KEYS, TARGET_KEYS, are_classes, stack_targ
 from superself.data.decode import EXTENSIONS, Header, read_header, read_image, to_numpy, to_stored_dtype, to_tensor
 
 ITEM_KEYS = ("image", "img", "pixel_values")  # of an item that is a dict; else its first value is the image
+FINGERPRINTED = 64  # images whose pixels are hashed, where there are no files
 PROBED = 8  # items of a data set that are looked at when it is opened
 
 
@@ -68,6 +69,13 @@ class FileSource:
         """The image at a place as (C, H, W); ``size`` is what will be made of it."""
         path = self.paths[place]
         return Sample(to_tensor(self.custom_read(path) if self.custom_read else read_image(path, size)))
+
+    def content(self) -> Iterator[bytes]:
+        """The names of the files below the folder that holds them all, and their sizes."""
+        root = os.path.commonpath([path.absolute().parent for path in self.paths])
+        for path in self.paths:
+            size = path.stat().st_size if path.is_file() else -1
+            yield f"{path.absolute().relative_to(root).as_posix()}:{size}\n".encode()
 
     def _header(self, place: int) -> Header | str:
         try:
@@ -128,6 +136,15 @@ class ItemSource:
             image, target = item[0], item[1] if len(item) > 1 else None
         return Sample(to_tensor(image), to_target(target), to_target(mask))
 
+    def content(self) -> Iterator[bytes]:
+        """The pixels of some items; of items that are random, nothing."""
+        with preserve_random_state():
+            for place in evenly_spaced(FINGERPRINTED, len(self)) if self.repeatable else ():
+                try:
+                    yield to_bytes(self.read(place, None).image)
+                except Exception:  # reported when the item is needed
+                    yield b"broken"
+
 
 class TensorSource:
     """Images that are in memory already.
@@ -155,6 +172,15 @@ class TensorSource:
     def scan(self) -> dict[int, Header]:
         """One header: all images agree."""
         return {0: header_of(self.data[0])}
+
+    def content(self) -> Iterator[bytes]:
+        """The pixels of some images."""
+        yield from (to_bytes(self.data[place]) for place in evenly_spaced(FINGERPRINTED, len(self)))
+
+
+def to_bytes(image: Tensor) -> bytes:
+    """Shape, type and pixels of an image."""
+    return f"{tuple(image.shape)} {image.dtype}".encode() + image.contiguous().numpy().tobytes()
 
 
 def as_targets(values: Any, n: int) -> Tensor | list[Any] | None:

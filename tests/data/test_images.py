@@ -55,6 +55,20 @@ def test_broken_image_is_replaced_by_the_next_and_the_index_says_so(folder):
     assert [name[-7:] for name in images.skipped] == ["007.png", "008.png", "059.png"]
 
 
+def test_names_and_places_of_broken_images_are_known(folder):
+    path = folder(60, broken=[7, 59])
+    Image.new("RGB", (8, 8)).save(path / "020.png", format="bmp")
+    (path / "020.png").write_bytes((path / "020.png").read_bytes()[:120])  # found only when it is decoded
+    disk, memory = open_images(path), open_images(path).load()
+    assert disk.names == memory.names == [str(path / f"{place:03d}.png") for place in range(60)]
+    assert disk.broken_places().tolist() == [7, 59] and memory.broken_places().tolist() == [7, 20, 59]
+    disk.batch(range(60))
+    assert torch.equal(disk.broken_places(), memory.broken_places())
+    items = open_images([torch.zeros(1, 2, 2)] * 2)
+    assert items.names == ["item 0", "item 1"] and items.broken_places().shape == (0,)
+    assert ImageSpec((3, 8, 8), 5).names == [] and ImageSpec((3, 8, 8), 5).broken_places().shape == (0,)
+
+
 def test_memory_and_disk_give_the_same(folder):
     path = folder(60, broken=[7, 8, 59])
     disk, memory = open_images(path), open_images(path).load()
