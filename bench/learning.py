@@ -86,8 +86,8 @@ def some(images: Images, count: int, seed: int = 0) -> Images:
         return images.load()
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count].sort().values
     batch = images.batch(chosen)
-    labels = None if batch.labels is None else batch.labels.clone()
-    return Images(TensorSource(batch.images, labels, images.classes))
+    targets = None if batch.target is None else batch.target.clone()
+    return Images(TensorSource(batch.images, targets, images.classes))
 
 
 class Race:

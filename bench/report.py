@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from superself.data.sources import cores
+from superself.data.sources import available_cores
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
-CORES = cores()
+CORES = available_cores()
 PACKAGES = ("torch", "torchvision", "lightly", "numpy", "Pillow")
 
 

@@ -11,9 +11,9 @@ from torchvision.transforms import v2
 
 from superself.augment.noise import kernel_for
 from superself.augment.recipes import normalized, simclr
-from superself.data.sources import cores
+from superself.data.sources import available_cores
 
-CORES = cores()
+CORES = available_cores()
 SOURCE = {32: 32, 96: 96, 224: 256}  # pixels of the stored images for views of a size
 BATCH = {32: 512, 96: 256, 224: 64}
 STATISTICS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

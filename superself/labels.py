@@ -74,7 +74,7 @@ class LabelSupervisor(Supervisor):
         images = open_at_size(dataset, self.preprocessing).load()
         right = 0
         with evaluation_mode(self):
-            for data in BatchLoader(images, SequentialBatches(len(images), batch_size), target="label"):
+            for data in BatchLoader(images, SequentialBatches(len(images), batch_size)):
                 batch, labels = self._to_device(data)
                 right += (self.model(self.preprocessing(batch)).argmax(dim=1) == labels).sum().item()
         return right / len(images)

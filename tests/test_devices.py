@@ -52,7 +52,8 @@ def no_optimizer():
 def test_a_step_stays_on_the_accelerator_and_waits_for_nothing(case, monkeypatch):
     supervisor = case.make(tiny_images(size=(80, 96)))  # so large that nothing is left out
     supervisor.supervise(epochs=1, batch_size=16, name="run", progress=False)  # what is measured once is known
-    images, places = supervisor.images.batch(torch.arange(8))[:2]
+    batch = supervisor.images.batch(torch.arange(8))
+    images, places = batch.images, batch.index
     monkeypatch.setattr(torch.Tensor, "backward", lambda self, **options: None)
     with PretendedAccelerator(allow_non_fake_inputs=True):
         supervisor._apply(lambda tensor: tensor.to(DEVICE))

@@ -78,5 +78,5 @@ def test_is_stored_and_loaded_with_its_model():
 
 def test_images_without_labels_are_refused():
     supervisor = classifier(dataset=tiny_images())
-    with pytest.raises(ValueError, match=r"has no labels.*\(image, label\)"):
+    with pytest.raises(ValueError, match=r"has no targets.*\(image, target\)"):
         supervisor.supervise(epochs=1, batch_size=8, name="run", progress=False)

@@ -477,8 +477,7 @@ def test_collate_fn_of_the_user_is_used():
 
     def collate(items):
         calls.append(len(items))
-        images, index = zip(*items, strict=True)
-        return torch.stack(images), torch.tensor(index)
+        return torch.stack([item.image for item in items])
 
     one = rotatenet(collate_fn=collate).supervise(epochs=1, batch_size=8, name="one", progress=False)
     other = rotatenet().supervise(epochs=1, batch_size=8, name="other", progress=False)

@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from superself.data import Batch, Item
+
 
 class PerImage:
     """A ``collate_fn`` that transforms every image by itself before it stacks the batch.
@@ -32,9 +34,11 @@ class PerImage:
             raise ValueError(f'takes={takes!r} is unknown; pass "tensor", "pil" or "array".')
         self.transform, self.takes = transform, takes
 
-    def __call__(self, items: Sequence[tuple[Tensor, Any]]) -> tuple[Tensor | list[Tensor], Tensor]:
-        views = [self.one(image) for image, _ in items]
-        return default_collate(views), torch.as_tensor([int(target) for _, target in items])
+    def __call__(self, items: Sequence[tuple[Tensor, Any]]) -> Batch | tuple[Tensor | list[Tensor], Tensor]:
+        views = default_collate([self.one(image) for image, *_ in items])
+        if isinstance(items[0], Item):
+            return Batch.from_loader((views,))  # the loader fills in index and target
+        return views, torch.as_tensor([int(target) for _, target in items])
 
     def one(self, image: Tensor) -> Tensor | list[Tensor]:
         """The view or the views of one image (C, H, W), as tensors."""

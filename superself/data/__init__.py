@@ -1,7 +1,8 @@
 """Sources of images, decoding, the cache in memory, batches, and the photographs that come with the package."""
 
+from superself.data.batch import Batch, Item
 from superself.data.datasets import cifar10, stl10
-from superself.data.images import Batch, Images, ImageSpec
+from superself.data.images import Images, ImageSpec
 from superself.data.loader import BatchLoader, EpochSampler, SequentialBatches
 from superself.data.open import open_images
 from superself.data.photographs import photos
@@ -11,10 +12,11 @@ __all__ = [
     "Batch",
     "BatchLoader",
     "EpochSampler",
+    "ImageSpec",
     "Images",
+    "Item",
     "Preprocessing",
     "SequentialBatches",
-    "ImageSpec",
     "cifar10",
     "mean_prediction_loss",
     "open_images",

@@ -10,7 +10,7 @@ from torchvision import datasets
 
 from superself.data.images import Images
 from superself.data.photographs import photos
-from superself.data.sources import FileSource, TensorSource, find_files, stacked
+from superself.data.sources import FileSource, TensorSource, find_files, stack_images
 
 SPLITS = {"photos": ("train", "test"), "cifar10": ("train", "test"), "stl10": ("train", "test", "unlabeled")}
 NAMES = '"photos", "cifar10", "stl10" (each with ":train", ":test" ...) and "imagefolder:PATH"'
@@ -29,7 +29,7 @@ def cifar10(split: str = "train", root: str | Path = "dataset", download: bool =
     """
     _check_split("cifar10", split)
     data = _opened("cifar10", root, lambda: datasets.CIFAR10(root, split == "train", download=download))
-    return Images(TensorSource(stacked(data.data), data.targets, data.classes))
+    return Images(TensorSource(stack_images(data.data), data.targets, data.classes))
 
 
 def stl10(split: str = "train", root: str | Path = "dataset", download: bool = False) -> Images:
@@ -46,7 +46,7 @@ def stl10(split: str = "train", root: str | Path = "dataset", download: bool = F
     _check_split("stl10", split)
     data = _opened("stl10", root, lambda: datasets.STL10(root, split, download=download))
     labels = None if split == "unlabeled" else data.labels
-    return Images(TensorSource(stacked(data.data), labels, data.classes))
+    return Images(TensorSource(stack_images(data.data), labels, data.classes))
 
 
 def named_source(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -65,11 +66,11 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
             faster; never below twice this size.
     """
     if path.suffix.lower() == ".npy":
-        return stored(channels_last(np.load(path)))
+        return to_stored_dtype(channels_last(np.load(path)))
     with open(path, "rb") as file:
         image, decoder = _identify(file, path)
         if decoder == "tifffile":
-            return stored(_read_tiff(path))
+            return to_stored_dtype(_read_tiff(path))
         if decoder == "torchvision":
             return _read_png16(path)
         if size is not None and image.format in ("JPEG", "MPO"):
@@ -85,7 +86,7 @@ def from_pil(image: Image.Image) -> np.ndarray:
     if sixteen_bit:
         return np.asarray(image).astype(np.uint16)[:, :, None]
     if image.mode in ("I", "F"):
-        return stored(np.asarray(image)[:, :, None])
+        return to_stored_dtype(np.asarray(image)[:, :, None])
     mode = "L" if image.mode in GREY_MODES else "RGB"
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
@@ -99,8 +100,8 @@ def to_tensor(image: Any) -> Tensor:
     if isinstance(image, Tensor):
         if image.ndim not in (2, 3):
             raise ValueError(f"a tensor of shape {tuple(image.shape)} is no image; give (C, H, W) or (H, W).")
-        return torch.from_numpy(stored(to_numpy(image))).reshape(-1, *image.shape[-2:])
-    array = from_pil(image) if isinstance(image, Image.Image) else stored(channels_last(np.asarray(image)))
+        return torch.from_numpy(to_stored_dtype(to_numpy(image))).reshape(-1, *image.shape[-2:])
+    array = from_pil(image) if isinstance(image, Image.Image) else to_stored_dtype(channels_last(np.asarray(image)))
     return torch.from_numpy(np.require(array, requirements="CW")).permute(2, 0, 1)
 
 
@@ -132,13 +133,13 @@ def stored_dtype(dtype: np.dtype) -> str:
     raise ValueError(f"pixels of type {dtype} have no known range; convert them to uint8, uint16 or float32.")
 
 
-def stored(pixels: np.ndarray) -> np.ndarray:
+def to_stored_dtype(pixels: np.ndarray) -> np.ndarray:
     """Pixels in the type that they are kept as; true and false become 255 and 0."""
     dtype = stored_dtype(pixels.dtype)
     return pixels.astype(dtype) * 255 if pixels.dtype.kind == "b" else pixels.astype(dtype, copy=False)
 
 
-def fit(image: Tensor, channels: int, dtype: torch.dtype, size: tuple[int, int]) -> Tensor:
+def conform_image(image: Tensor, channels: int, dtype: torch.dtype, size: tuple[int, int]) -> Tensor:
     """An image as the data set stores it: grey repeated, 8 bits widened, resized to cover ``size``, centre cropped.
 
     Shape:
@@ -154,23 +155,42 @@ def fit(image: Tensor, channels: int, dtype: torch.dtype, size: tuple[int, int])
         if (image.dtype, dtype) != (torch.uint8, torch.uint16):
             raise ValueError(f"{image.dtype} pixels where the data set has {dtype}")
         image = (image.int() * 257).to(dtype)
-    return cover(image[None], size)[0] if image.shape[1:] != size else image
+    return resize_to_cover(image[None], size)[0] if image.shape[1:] != size else image
 
 
-def cover(images: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_to_cover(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Images resized until they just cover ``size`` (antialiased, aspect kept), then cropped at the centre.
 
     Shape:
         images (N, C, h, w) -> (N, C, H, W).
     """
-    (height, width), (h, w) = size, images.shape[2:]
-    scale = max(height / h, width / w)
-    resized = (max(height, round(h * scale)), max(width, round(w * scale)))
+    resized, top, left = _covering(images.shape[2:], size)
     pixels = images.float() if images.dtype == torch.uint16 else images
     pixels = F.interpolate(pixels, resized, mode="bilinear", antialias=True)
-    top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
-    pixels = pixels[:, :, top : top + height, left : left + width]
+    pixels = pixels[:, :, top : top + size[0], left : left + size[1]]
     return pixels.round().to(images.dtype) if images.dtype == torch.uint16 else pixels
+
+
+def resize_mask_to_cover(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask resized and cropped as ``resize_to_cover`` does it, by the nearest pixel: no value is made up.
+
+    Shape:
+        mask (..., h, w) -> (..., H, W).
+    """
+    resized, *start = _covering(mask.shape[-2:], size)
+    rows, columns = (
+        ((torch.arange(first, first + side) + 0.5) * (before / after)).long().clamp(max=before - 1)
+        for first, side, before, after in zip(start, size, mask.shape[-2:], resized, strict=True)
+    )
+    return mask[..., rows[:, None], columns]
+
+
+def _covering(before: Sequence[int], size: tuple[int, int]) -> tuple[tuple[int, int], int, int]:
+    """The smallest (height, width) of the same aspect that covers ``size``, and the top and left of its centre crop."""
+    (h, w), (height, width) = before, size
+    scale = max(height / h, width / w)
+    resized = (max(height, round(h * scale)), max(width, round(w * scale)))
+    return resized, (resized[0] - height) // 2, (resized[1] - width) // 2
 
 
 def _identify(file: BinaryIO, path: Path) -> tuple[Image.Image | None, str]:

@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from superself.basics.random import preserve_random_state
-from superself.data.decode import Header, cover, fit
-from superself.data.sources import FileSource, ItemSource, TensorSource, evenly, in_threads, reason
+from superself.data.batch import Batch, Item, are_classes, stack_targets
+from superself.data.decode import Header, conform_image, resize_mask_to_cover, resize_to_cover
+from superself.data.sources import (
+    FileSource,
+    ItemSource,
+    Sample,
+    TensorSource,
+    describe_error,
+    evenly_spaced,
+    map_in_threads,
+)
 
 BROKEN_SHARE = 0.05  # more broken images than this share of all stop the run
 MEMORY_LIMIT = 2 * 2**30  # bytes
 DEVICE_SHARE = 0.25  # of an accelerator's free memory: up to this, a data set in memory is copied there
-
-
-class Batch(NamedTuple):
-    """Images (B, C, H, W), the place and the label of each (B,), and the broken images met on the way, with reasons."""
-
-    images: Tensor
-    index: Tensor
-    labels: Tensor | None
-    broken: dict[str, str]
-
-
-class Item(NamedTuple):
-    """One image as it was delivered, with its place and label, and the broken images met on the way."""
-
-    image: Tensor
-    place: int
-    label: int | None
-    broken: dict[str, str]
 
 
 class Images(Dataset):
@@ -68,7 +61,8 @@ class Images(Dataset):
         self.source, self.on_bad_image, self.memory_limit = source, on_bad_image, memory_limit
         self.paths: list[Path] | None = source.paths
         self.classes: list[str] | None = source.classes
-        self.labels: Tensor | None = source.labels
+        self.targets: Tensor | list[Any] | None = source.targets  # one per image, once known
+        self._masks: Tensor | list[Any] | None = None  # likewise
         self.skipped: dict[str, str] = {}
         found = source.scan()
         headers = {place: header for place, header in found.items() if isinstance(header, Header)}
@@ -83,7 +77,7 @@ class Images(Dataset):
         if isinstance(source, TensorSource):
             self._data = source.data
             if source.data.shape[2:] != self.shape[1:]:
-                self._data = torch.cat([cover(part, self.shape[1:]) for part in source.data.split(256)])
+                self._data = torch.cat([resize_to_cover(part, self.shape[1:]) for part in source.data.split(256)])
 
     @property
     def in_memory(self) -> bool:
@@ -98,30 +92,69 @@ class Images(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, place: int) -> tuple[Tensor, int] | Tensor:
-        """(image (C, H, W), label) where there are labels, else the image alone."""
-        batch = self.batch([range(len(self))[place]])  # from the end if negative, an IndexError beyond it
-        return batch.images[0] if batch.labels is None else (batch.images[0], int(batch.labels[0]))
+    def __getitem__(self, place: int) -> tuple[Tensor, Any] | Tensor:
+        """(image (C, H, W), target) where there are targets, else the image alone."""
+        item = self.items([range(len(self))[place]])[0][0]  # from the end if negative, an IndexError beyond it
+        return item.image if item.target is None else (item.image, item.target)
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The class of each image (N,) int64, where the targets are classes and known without decoding the images."""
+        return self.targets if are_classes(self.targets) else None
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What each image is called in messages and records: its path, or "item 3"."""
+        return [self.source.name(place) for place in range(len(self))]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash that tells data sets apart, whether or not they are in memory and at whatever image size.
+
+        Of files it covers the names below their common folder and the sizes, so that a moved folder keeps it; of
+        arrays, tensors and data sets the pixels of 64 images; of random items only their number, shape and type.
+        """
+        small, large = self._sizes
+        known = (len(self), self.shape[0], str(self.dtype), small if small == large else None)
+        found = hashlib.sha256(repr(known).encode())
+        for part in self.source.content():
+            found.update(part)
+        return found.hexdigest()[:32]
+
+    def broken_places(self) -> Tensor:
+        """The places of the images known to be broken, (n,) int64; more may be found while decoding."""
+        broken = [place for place, name in enumerate(self.names) if name in self.skipped]
+        return torch.tensor(broken, dtype=torch.int64)
 
     def batch(self, places: Sequence[int] | Tensor) -> Batch:
         """The images at some places, with stand-ins for the broken ones."""
-        places = torch.as_tensor(places)
+        if self._data is None:
+            items, broken = self.items(places)
+            index = torch.tensor([item.index for item in items], dtype=torch.int64)
+            target = stack_targets([item.target for item in items])
+            mask = stack_targets([item.mask for item in items])
+            return Batch(torch.stack([item.image for item in items]), index, target, mask, broken=broken)
+        index = self._places_delivered(places)
+        data = self._data if self._on_device is None else self._on_device
+        images = data.index_select(0, index.to(data.device, non_blocking=True))
+        return Batch(images, index, _gather(self.targets, index), _gather(self._masks, index))
+
+    def items(self, places: Sequence[int] | Tensor) -> tuple[list[Item], dict[str, str]]:
+        """The images at some places one by one, and the broken images found on the way as name -> reason."""
         if self._data is not None:
-            if self._delivered is not None:
-                places = self._delivered[places]
-            labels = None if self.labels is None else self.labels[places]
+            index = self._places_delivered(places)
             data = self._data if self._on_device is None else self._on_device
-            return Batch(data.index_select(0, places.to(data.device, non_blocking=True)), places, labels, {})
+            images = data.index_select(0, index.to(data.device, non_blocking=True)).cpu()
+            places = index.tolist()
+            targets, masks = (
+                [None if values is None else values[place] for place in places]
+                for values in (self.targets, self._masks)
+            )
+            targets = [_number(target) for target in targets]
+            return [Item(*parts) for parts in zip(images, places, targets, masks, strict=True)], {}
         threads = self.paths is not None and get_worker_info() is None
-        items = list((in_threads if threads else map)(self._deliver, places.tolist()))
-        index = torch.tensor([item.place for item in items])
-        labels = None
-        if self.labels is not None:
-            labels = self.labels[index]
-        elif all(item.label is not None for item in items):
-            labels = torch.tensor([item.label for item in items])
-        broken = {name: why for item in items for name, why in item.broken.items()}
-        return Batch(torch.stack([item.image for item in items]), index, labels, broken)
+        found = list((map_in_threads if threads else map)(self._deliver, torch.as_tensor(places).tolist()))
+        return [item for item, _ in found], {name: why for _, broken in found for name, why in broken.items()}
 
     def load(self) -> Images:
         """Decodes everything into one tensor, if that fits ``memory_limit`` and items are the same at each read."""
@@ -129,23 +162,32 @@ class Images(Dataset):
             return self
         data = torch.empty((len(self), *self.shape), dtype=self.dtype)
 
-        def store(place: int) -> int | None | str:
-            item = self._read(place)
-            if isinstance(item, str):
-                return item
-            data[place] = item[0]
-            return item[1]
+        def store(place: int) -> Sample | str:
+            sample = self._read(place)
+            if isinstance(sample, str):
+                return sample
+            data[place] = sample.image
+            return sample._replace(image=None)
 
-        found = list((map if self.paths is None else in_threads)(store, range(len(self))))
+        found = list((map if self.paths is None else map_in_threads)(store, range(len(self))))
         broken = {place: why for place, why in enumerate(found) if isinstance(why, str)}
         self.report_broken({self.source.name(place): why for place, why in broken.items()})
+        delivered = range(len(self))
         if broken:
             good = torch.tensor([place for place in range(len(self)) if place not in broken])
             self._delivered = good[torch.searchsorted(good, torch.arange(len(self))) % len(good)]
-        if self.labels is None and None not in found:
-            self.labels = torch.tensor([-1 if place in broken else label for place, label in enumerate(found)])
+            delivered = self._delivered.tolist()
+        if self.targets is None:
+            self.targets = _stack_or_list([found[place].target for place in delivered])
+            if self.labels is not None:
+                self.targets[list(broken)] = -1
+        self._masks = _stack_or_list([found[place].mask for place in delivered])
         self._data = data
         return self
+
+    def _places_delivered(self, places: Sequence[int] | Tensor) -> Tensor:
+        places = torch.as_tensor(places)
+        return places if self._delivered is None else self._delivered[places]
 
     def copy_to(self, device: torch.device) -> Images:
         """Keeps a copy of the images in memory on an accelerator too, if it takes no more than a quarter of what is free there.
@@ -169,7 +211,7 @@ class Images(Dataset):
             -> (min(n, N), C, H, W).
         """
         with preserve_random_state(seed=0):
-            return self.batch(evenly(n, len(self))).images
+            return self.batch(evenly_spaced(n, len(self))).images
 
     def report_broken(self, broken: dict[str, str]) -> None:
         """Takes note of broken images, given as name -> reason.
@@ -242,30 +284,33 @@ class Images(Dataset):
         self._sizes = (small, large)
         self._resized = image_size is not None
 
-    def _read(self, place: int) -> tuple[Tensor, int | None] | str:
-        """The image at a place as it is stored, and its label; or why there is none."""
+    def _read(self, place: int) -> Sample | str:
+        """The image at a place as it is stored, with its target and mask; or why there is none."""
         known = self.skipped.get(self.source.name(place))
         if known is not None:
             return known
         try:
-            image, label = self.source.read(place, self.shape[1:])
+            image, target, mask = self.source.read(place, self.shape[1:])
             if not self._resized and image.shape[1:] != self.shape[1:]:
                 raise ValueError(
                     f"{image.shape[1]} x {image.shape[2]} pixels, the others "
                     f"have {self.shape[1]} x {self.shape[2]}; pass image_size="
                 )
-            return fit(image, self.shape[0], self.dtype, self.shape[1:]), label
+            if isinstance(mask, Tensor) and mask.shape[-2:] == image.shape[1:] != self.shape[1:]:
+                mask = resize_mask_to_cover(mask, self.shape[1:])
+            return Sample(conform_image(image, self.shape[0], self.dtype, self.shape[1:]), target, mask)
         except Exception as error:
-            return reason(error)
+            return describe_error(error)
 
-    def _deliver(self, place: int) -> Item:
-        """The image at a place, or the next one that can be read."""
+    def _deliver(self, place: int) -> tuple[Item, dict[str, str]]:
+        """The image at a place, or the next one that can be read; and the broken images found on the way."""
         broken = {}
-        while isinstance(item := self._read(place), str):  # ends: report_broken raises long before all are broken
-            broken[self.source.name(place)] = item
+        while isinstance(sample := self._read(place), str):  # ends: report_broken raises long before all are broken
+            broken[self.source.name(place)] = sample
             self.report_broken(broken)
             place = (place + 1) % len(self)
-        return Item(item[0], place, item[1], broken)
+        target = sample.target if self.targets is None else _number(self.targets[place])
+        return Item(sample.image, place, target, sample.mask), broken
 
 
 class ImageSpec(Images):
@@ -276,16 +321,18 @@ class ImageSpec(Images):
         count: how many they are.
     """
 
+    fingerprint = ""
+
     def __init__(self, shape: tuple[int, int, int] = (3, 225, 225), count: int = 0) -> None:
         self.shape, self.count = shape, count
         self.dtype = torch.uint8
-        self.paths = self.labels = self.classes = self._data = None
-        self.skipped = {}
+        self.paths = self.targets = self.classes = self._data = None
+        self.skipped, self.names = {}, []
 
     def __len__(self) -> int:
         return self.count
 
-    def batch(self, places: Sequence[int] | Tensor) -> Batch:
+    def items(self, places: Sequence[int] | Tensor) -> tuple[list[Item], dict[str, str]]:
         """Raises, because there are no images."""
         raise ValueError(
             f"there is no data set, only the shape {self.shape} of its images; pass a data set to read from."
@@ -298,6 +345,23 @@ class ImageSpec(Images):
     def describe(self) -> str:
         """One line."""
         return f"no data set; images would be {' x '.join(map(str, self.shape))}"
+
+
+def _gather(values: Tensor | list[Any] | None, index: Tensor) -> Any:
+    """The values at some places as a batch holds them."""
+    if isinstance(values, Tensor):
+        return values[index]
+    return None if values is None else stack_targets([values[place] for place in index.tolist()])
+
+
+def _stack_or_list(values: list[Any]) -> Tensor | list[Any] | None:
+    stacked = stack_targets(values)
+    return stacked if stacked is None or isinstance(stacked, Tensor) else values
+
+
+def _number(value: Any) -> Any:
+    """A tensor of one value as a Python number, anything else unchanged."""
+    return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
 
 
 def _listed(broken: dict[str, str]) -> str:

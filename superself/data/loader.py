@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from superself.basics.random import seed_everything
+from superself.data.batch import Batch, stack_targets
 from superself.data.images import Images
-from superself.data.sources import cores
+from superself.data.sources import available_cores
 
 
 class EpochSampler:
@@ -90,13 +91,11 @@ class BatchLoader:
         batches: the places of each batch, as ``EpochSampler`` or ``SequentialBatches`` gives them.
         num_workers: processes that decode. 0 means one a core for files, and none for a user's own data set.
             Images in memory need none, unless ``collate_fn`` is given.
-        collate_fn: makes a batch of a list of (image, index) or (image, label) items, in the workers.
+        collate_fn: makes a batch of a list of ``Item``, in the workers. What it returns becomes a ``Batch`` by
+            ``Batch.from_loader``; index and target that it leaves out are those of the items, in their order.
         pin_memory: hand out page-locked memory where there is a GPU, to which a copy from it is faster.
-        target: what comes with the images: "index", the place of each in the data set, or "label".
     Shape:
-        yields images (B, C, H, W) and index or label (B,) int64, or what ``collate_fn`` returns.
-    Raises:
-        ValueError: if ``target`` is unknown, or labels are asked for where there are none.
+        yields ``Batch``.
     """
 
     def __init__(
@@ -106,24 +105,22 @@ class BatchLoader:
         num_workers: int = 0,
         collate_fn: Callable[[list], Any] | None = None,
         pin_memory: bool = False,
-        target: str = "index",
     ) -> None:
-        if target not in ("index", "label"):
-            raise ValueError(f'target={target!r} is unknown; pass "index" or "label".')
+        collate_fn = None if collate_fn is default_collate else collate_fn  # which cannot stack a missing target
         self.images, self.sampler = images, batches
-        self._fetch = _Fetch(images, collate_fn, target)
+        self._fetch = _Fetch(images, collate_fn)
         self._pin = pin_memory and torch.cuda.is_available()
         plain = collate_fn is None
         if plain and images.in_memory:
             self._loader = None
             return
         if num_workers == 0 and images.paths is not None and not images.in_memory:
-            num_workers = cores()
+            num_workers = available_cores()
         self._loader = DataLoader(
             self._fetch,
             batch_sampler=batches,
             num_workers=num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             pin_memory=self._pin,
             generator=torch.Generator(),  # of its own, so that loading never moves the run's random state
             # Workers start anew each epoch where they draw random numbers, because they learn the epoch at their start.
@@ -133,40 +130,39 @@ class BatchLoader:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         self._fetch.entropy = (getattr(self.sampler, "seed", 0), getattr(self.sampler, "epoch", 0))
         batches = map(self._fetch.__getitems__, self.sampler) if self._loader is None else self._loader
-        for data, broken in batches:
-            self.images.report_broken(broken)
-            if self._pin and self._loader is None and not self.images.on_device:
-                data = tuple(tensor.pin_memory() for tensor in data)
-            yield data
+        for batch in batches:
+            self.images.report_broken(batch.broken)
+            yield batch.pin_memory() if self._pin and self._loader is None else batch
 
 
 class _Fetch(Dataset):
-    """Places -> (batch, what was found broken): the one way to make a batch, in this process or in a worker."""
+    """Places -> Batch: the one way to make a batch, in this process or in a worker."""
 
-    def __init__(self, images: Images, collate_fn: Callable | None, target: str) -> None:
-        self.images, self.collate_fn, self.target = images, collate_fn, target
+    def __init__(self, images: Images, collate_fn: Callable[[list], Any] | None) -> None:
+        self.images, self.collate_fn = images, collate_fn
         self.entropy = (0, 0)
 
-    def __getitems__(self, places: Tensor) -> tuple[Any, dict[str, str]]:
+    def __getitems__(self, places: Tensor) -> Batch:
         if get_worker_info() is not None:
             # A user's random transforms depend on the batch alone: neither on the number of workers nor on a resume.
             seed_everything(_mix(*self.entropy, int(places[0])))
-        batch = self.images.batch(places)
-        if self.target == "label" and batch.labels is None:
-            raise ValueError(
-                f"the data set has no labels ({self.images.describe()}); pass one whose items are (image, label), "
-                'or class folders as "imagefolder:PATH".'
-            )
-        data = batch.images, batch.labels if self.target == "label" else batch.index
-        if self.collate_fn is not None:
-            data = self.collate_fn([(image, int(target)) for image, target in zip(*data, strict=True)])
-        return data, batch.broken
+        if self.collate_fn is None:
+            return self.images.batch(places)
+        items, broken = self.images.items(places)
+        batch = Batch.from_loader(self.collate_fn(items))
+        batch.broken = {**batch.broken, **broken}
+        if len(batch) == len(items):
+            if batch.index is None:
+                batch.index = torch.tensor([item.index for item in items], dtype=torch.int64)
+            if batch.target is None:
+                batch.target = stack_targets([item.target for item in items])
+        return batch
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 

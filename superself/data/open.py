@@ -12,7 +12,7 @@ from torch import Tensor
 
 from superself.data.datasets import NAMES, named_source
 from superself.data.images import MEMORY_LIMIT, Images, ImageSpec
-from superself.data.sources import FileSource, ItemSource, TensorSource, find_files, is_image_name, stacked
+from superself.data.sources import FileSource, ItemSource, TensorSource, find_files, is_image_name, stack_images
 
 Reader = Callable[[Path], Any]
 DEFAULT_FOLDER = Path("dataset")
@@ -67,7 +67,7 @@ def _pair(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
 
 def _source(source: Any, size: tuple[int, int] | None, read: Reader | None) -> FileSource | ItemSource | TensorSource:
     if isinstance(source, (np.ndarray, Tensor)):
-        return TensorSource(stacked(source))
+        return TensorSource(stack_images(source))
     if isinstance(source, (str, Path)):
         return _source_of_text(str(source), size, read)
     if isinstance(source, (list, tuple)) and source and all(isinstance(item, (str, Path)) for item in source):

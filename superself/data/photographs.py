@@ -52,7 +52,7 @@ def photos(split: str = "train", size: int = 64, count: int | None = None) -> Im
 def cut_patches(photo: np.ndarray, split: str, count: int, size: int, seed: int) -> np.ndarray:
     """``count`` patches of one photograph (h, w, 3) as (count, size, size, 3), the same ones for equal arguments."""
     draw = np.random.default_rng([seed, split == "test"])
-    boxes = blocks(*photo.shape[:2], split)
+    boxes = split_boxes(*photo.shape[:2], split)
     patches = []
     while len(patches) < count:
         top, left, bottom, right = boxes[draw.integers(len(boxes))]
@@ -64,7 +64,7 @@ def cut_patches(photo: np.ndarray, split: str, count: int, size: int, seed: int)
     return np.stack(patches)
 
 
-def blocks(height: int, width: int, split: str) -> list[tuple[int, int, int, int]]:
+def split_boxes(height: int, width: int, split: str) -> list[tuple[int, int, int, int]]:
     """(top, left, bottom, right) of the blocks of a photograph that belong to a split."""
     rows, columns = (np.linspace(0, side, GRID + 1).astype(int) for side in (height, width))
     return [

@@ -8,16 +8,28 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from superself.basics.random import preserve_random_state
-from superself.data.decode import EXTENSIONS, Header, read_header, read_image, stored, to_numpy, to_tensor
+from superself.data.batch import MASK_KEYS, TARGET_KEYS, are_classes, stack_targets
+from superself.data.decode import EXTENSIONS, Header, read_header, read_image, to_numpy, to_stored_dtype, to_tensor
 
+ITEM_KEYS = ("image", "img", "pixel_values")  # of an item that is a dict; else its first value is the image
+FINGERPRINTED = 64  # images whose pixels are hashed, where there are no files
 PROBED = 8  # items of a data set that are looked at when it is opened
+
+
+class Sample(NamedTuple):
+    """One image (C, H, W) with its target and its mask, or None where there are none."""
+
+    image: Tensor
+    target: Any = None
+    mask: Tensor | None = None
 
 
 class FileSource:
@@ -26,7 +38,7 @@ class FileSource:
     Args:
         paths: the files, in the order of their places.
         read: f(path) -> image, for formats of one's own; every file is then read once to learn its size.
-        labels: the class of each file.
+        targets: one per file, for example its class.
         classes: the names of the classes.
     """
 
@@ -36,11 +48,11 @@ class FileSource:
         self,
         paths: Sequence[Path],
         read: Callable[[Path], Any] | None = None,
-        labels: Sequence[int] | None = None,
+        targets: Any = None,
         classes: list[str] | None = None,
     ) -> None:
         self.paths, self.custom_read, self.classes = list(paths), read, classes
-        self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+        self.targets = as_targets(targets, len(self))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -51,18 +63,25 @@ class FileSource:
 
     def scan(self) -> dict[int, Header | str]:
         """The header of every file, or why it has none."""
-        return dict(enumerate(in_threads(self._header, range(len(self)))))
+        return dict(enumerate(map_in_threads(self._header, range(len(self)))))
 
-    def read(self, place: int, size: tuple[int, int] | None) -> tuple[Tensor, None]:
+    def read(self, place: int, size: tuple[int, int] | None) -> Sample:
         """The image at a place as (C, H, W); ``size`` is what will be made of it."""
         path = self.paths[place]
-        return to_tensor(self.custom_read(path) if self.custom_read else read_image(path, size)), None
+        return Sample(to_tensor(self.custom_read(path) if self.custom_read else read_image(path, size)))
+
+    def content(self) -> Iterator[bytes]:
+        """The names of the files below the folder that holds them all, and their sizes."""
+        root = os.path.commonpath([path.absolute().parent for path in self.paths])
+        for path in self.paths:
+            size = path.stat().st_size if path.is_file() else -1
+            yield f"{path.absolute().relative_to(root).as_posix()}:{size}\n".encode()
 
     def _header(self, place: int) -> Header | str:
         try:
             return header_of(self.read(place, None)[0]) if self.custom_read else read_header(self.paths[place])
         except Exception as error:  # reported by the caller, with the file
-            return reason(error)
+            return describe_error(error)
 
 
 class ItemSource:
@@ -73,7 +92,7 @@ class ItemSource:
     """
 
     paths = None
-    labels = None
+    targets = None
 
     def __init__(self, items: Any) -> None:
         self.items = items
@@ -95,28 +114,36 @@ class ItemSource:
         found: dict[int, Header | str] = {}
         with preserve_random_state():
             before = _random_state()
-            for place in evenly(PROBED, len(self)):
+            for place in evenly_spaced(PROBED, len(self)):
                 try:
                     image, again = self.read(place, None)[0], self.read(place, None)[0]
                     found[place] = header_of(image)
                     self.repeatable &= torch.equal(image, again)
                 except Exception as error:  # reported by the caller, with the item
-                    found[place] = reason(error)
+                    found[place] = describe_error(error)
             self.repeatable &= pickle.dumps(before) == pickle.dumps(_random_state())
         return found
 
-    def read(self, place: int, size: tuple[int, int] | None) -> tuple[Tensor, int | None]:
-        """The image at a place as (C, H, W), and its label if the item has one that is a whole number."""
+    def read(self, place: int, size: tuple[int, int] | None) -> Sample:
+        """The image at a place as (C, H, W), with the target and the mask that the item has."""
         item = self.items[place]
-        image, label = item, None
+        image, target, mask = item, None, None
         if isinstance(item, Mapping):
-            image = next(item[key] for key in ("image", "img", *item) if key in item)
-            label = next((item[key] for key in ("label", "target", "labels") if key in item), None)
+            image = next(item[key] for key in (*ITEM_KEYS, *item) if key in item)
+            target = next((item[key] for key in TARGET_KEYS if key in item), None)
+            mask = next((item[key] for key in MASK_KEYS if key in item), None)
         elif isinstance(item, (tuple, list)):
-            image, label = item[0], item[1] if len(item) > 1 else None
-        if isinstance(label, (Tensor, np.ndarray)) and label.ndim == 0:
-            label = label.item()
-        return to_tensor(image), int(label) if isinstance(label, (int, np.integer)) else None
+            image, target = item[0], item[1] if len(item) > 1 else None
+        return Sample(to_tensor(image), to_target(target), to_target(mask))
+
+    def content(self) -> Iterator[bytes]:
+        """The pixels of some items; of items that are random, nothing."""
+        with preserve_random_state():
+            for place in evenly_spaced(FINGERPRINTED, len(self)) if self.repeatable else ():
+                try:
+                    yield to_bytes(self.read(place, None).image)
+                except Exception:  # reported when the item is needed
+                    yield b"broken"
 
 
 class TensorSource:
@@ -124,16 +151,16 @@ class TensorSource:
 
     Args:
         data: (N, C, H, W) of a stored type.
-        labels: (N,) the class of each.
+        targets: one per image, for example its class.
         classes: the names of the classes.
     """
 
     paths = None
     repeatable = True
 
-    def __init__(self, data: Tensor, labels: Any = None, classes: list[str] | None = None) -> None:
+    def __init__(self, data: Tensor, targets: Any = None, classes: list[str] | None = None) -> None:
         self.data, self.classes = data, classes
-        self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+        self.targets = as_targets(targets, len(self))
 
     def __len__(self) -> int:
         return len(self.data)
@@ -146,8 +173,49 @@ class TensorSource:
         """One header: all images agree."""
         return {0: header_of(self.data[0])}
 
+    def content(self) -> Iterator[bytes]:
+        """The pixels of some images."""
+        yield from (to_bytes(self.data[place]) for place in evenly_spaced(FINGERPRINTED, len(self)))
 
-def reason(error: Exception) -> str:
+
+def to_bytes(image: Tensor) -> bytes:
+    """Shape, type and pixels of an image."""
+    return f"{tuple(image.shape)} {image.dtype}".encode() + image.contiguous().numpy().tobytes()
+
+
+def as_targets(values: Any, n: int) -> Tensor | list[Any] | None:
+    """One target for each of n images: a tensor (n, ...) where they can be stacked, else a list; None stays None."""
+    if values is None:
+        return None
+    if len(values) != n:
+        raise ValueError(f"{len(values)} targets for {n} images; pass one target per image.")
+    if isinstance(values, (Tensor, np.ndarray)):
+        values = torch.as_tensor(values)
+        return values.long() if are_classes(values) else values
+    values = [to_target(value) for value in values]
+    stacked = stack_targets(values)
+    return stacked if isinstance(stacked, Tensor) else values
+
+
+def to_target(value: Any) -> Any:
+    """A target as a number or a tensor where it can be one: arrays, Pillow images and lists of numbers; else unchanged.
+
+    Shape:
+        a colour image (H, W, C) of Pillow -> (C, H, W); all others keep theirs.
+    """
+    if isinstance(value, Image.Image):
+        pixels = torch.from_numpy(np.array(value))
+        return pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels
+    if isinstance(value, (list, tuple)) and value and all(isinstance(number, (int, float)) for number in value):
+        return torch.tensor(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        value = torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, (Tensor, np.generic)) and value.ndim == 0:
+        return value.item()
+    return value
+
+
+def describe_error(error: Exception) -> str:
     """Why an image cannot be read, for the list of skipped ones."""
     return f"{type(error).__name__}: {error}"
 
@@ -158,7 +226,7 @@ def header_of(image: Tensor) -> Header:
     return Header(height, width, channels, str(image.dtype).removeprefix("torch."))
 
 
-def stacked(images: np.ndarray | Tensor) -> Tensor:
+def stack_images(images: np.ndarray | Tensor) -> Tensor:
     """An array (N, H, W), (N, H, W, C) or (N, C, H, W), or a tensor (N, H, W) or (N, C, H, W), as (N, C, H, W)."""
     if images.ndim not in (3, 4) or len(images) == 0:
         raise ValueError(
@@ -175,7 +243,7 @@ def stacked(images: np.ndarray | Tensor) -> Tensor:
             )
         if images.shape[3] < images.shape[1]:
             images = images.transpose(0, 3, 1, 2)
-    data = torch.from_numpy(np.require(stored(images), requirements="CW"))
+    data = torch.from_numpy(np.require(to_stored_dtype(images), requirements="CW"))
     return data.unsqueeze(1) if data.ndim == 3 else data
 
 
@@ -193,19 +261,19 @@ def is_image_name(name: str, any_extension: bool = False) -> bool:
     return not name.startswith(".") and (any_extension or Path(name).suffix.lower() in EXTENSIONS)
 
 
-def evenly(n: int, total: int) -> list[int]:
+def evenly_spaced(n: int, total: int) -> list[int]:
     """Up to n places spread evenly over ``total``, always the same ones."""
     return [place * total // min(n, total) for place in range(min(n, total))]
 
 
-def cores() -> int:
+def available_cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_threads(function: Callable[[int], Any], places: Sequence[int]) -> Iterator[Any]:
+def map_in_threads(function: Callable[[int], Any], places: Sequence[int]) -> Iterator[Any]:
     """``map`` over all cores in threads: decoders free the interpreter while they work."""
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         yield from pool.map(function, places)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from superself.basics.random import preserve_random_state
 from superself.data import BatchLoader, Images, Preprocessing, SequentialBatches, open_images
+from superself.data.batch import are_classes
 from superself.networks import pool_features
 from superself.networks.modes import device_of, evaluation_mode
 
@@ -62,10 +63,10 @@ def features(
     ):
         labelled = has_labels(images)
         batches = SequentialBatches(len(images), batch_size)
-        for batch, target in BatchLoader(images, batches, target="label" if labelled else "index"):
-            output = backbone(preprocessing(batch.to(device)))
+        for data in BatchLoader(images, batches):
+            output = backbone(preprocessing(data.images.to(device)))
             outputs.append(pool_features(output).float().cpu())  # (B, D)
-            targets.append(target)
+            targets.append(data.target)
     found = torch.cat(outputs)  # (N, D)
     broken = len(found) - int(found.isfinite().all(dim=1).sum())
     if broken:
@@ -85,4 +86,4 @@ def open_at_size(dataset: Any, preprocessing: Preprocessing | None) -> Images:
 
 def has_labels(images: Images) -> bool:
     """Whether the images come with labels: of some sources only an item can tell."""
-    return images.batch([0]).labels is not None
+    return are_classes(images.batch([0]).target)

@@ -193,7 +193,7 @@ def test_the_parts_of_queries_are_not_those_of_keys():
 
     parts = []
     supervisor = Looks(tiny_images(), augment=two_views, backbone=TinyBackbone(), queue_size=12, seed=0)
-    supervisor._forward(supervisor.images.batch(range(16))[:2])
+    supervisor._forward(supervisor._to_device(supervisor.images.batch(range(16))))
     keys, queries = parts
     assert [len(part) for part in keys] == [len(part) for part in queries] == [4, 4, 4, 4]
     assert not any(part in keys for part in queries)

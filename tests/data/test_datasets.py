@@ -81,7 +81,7 @@ def test_imagefolder_labels_by_the_sorted_class_folders(tmp_path, noise):
     images = open_images(f"imagefolder:{tmp_path}")
     assert images.classes == ["airplane", "deer", "frog"]  # a class without images keeps its number
     assert images.labels.tolist() == [0, 2, 2]
-    assert images.batch([2, 0]).labels.tolist() == [2, 0]
+    assert images.batch([2, 0]).target.tolist() == [2, 0]
 
 
 def test_imagefolder_without_class_folders_is_refused(folder):

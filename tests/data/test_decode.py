@@ -12,7 +12,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from superself.data.decode import Header, cover, fit, from_pil, read_header, read_image, to_tensor
+from superself.data.decode import Header, conform_image, from_pil, read_header, read_image, resize_to_cover, to_tensor
 
 
 def write_png16(path, pixels):
@@ -194,22 +194,22 @@ def test_large_jpeg_is_decoded_at_a_fraction_never_below_twice_the_size(tmp_path
 def test_cover_keeps_the_aspect_and_crops_the_centre():
     wide = torch.zeros(1, 1, 4, 12, dtype=torch.uint8)
     wide[..., 4:8] = 200
-    assert torch.equal(cover(wide, (4, 4)), torch.full((1, 1, 4, 4), 200, dtype=torch.uint8))
-    assert cover(wide, (8, 3)).shape == (1, 1, 8, 3)
+    assert torch.equal(resize_to_cover(wide, (4, 4)), torch.full((1, 1, 4, 4), 200, dtype=torch.uint8))
+    assert resize_to_cover(wide, (8, 3)).shape == (1, 1, 8, 3)
 
 
 def test_cover_does_not_alias():
     stripes = (torch.arange(64) % 2 * 65535).to(torch.int32).to(torch.uint16).expand(1, 1, 64, 64)
-    assert (cover(stripes, (16, 16)).int() - 32768).abs().max() < 4000
+    assert (resize_to_cover(stripes, (16, 16)).int() - 32768).abs().max() < 4000
 
 
 def test_fit_repeats_grey_and_widens_eight_bits():
     grey = torch.tensor([[[0, 1, 255]]], dtype=torch.uint8)
-    assert fit(grey, 3, torch.uint16, (1, 3)).int().tolist() == [[[0, 257, 65535]]] * 3
+    assert conform_image(grey, 3, torch.uint16, (1, 3)).int().tolist() == [[[0, 257, 65535]]] * 3
     with pytest.raises(ValueError, match="4 channels where the data set has 3"):
-        fit(torch.zeros(4, 2, 2), 3, torch.float32, (2, 2))
+        conform_image(torch.zeros(4, 2, 2), 3, torch.float32, (2, 2))
     with pytest.raises(ValueError, match="uint16 pixels where the data set has torch.uint8"):
-        fit(torch.zeros(1, 2, 2, dtype=torch.uint16), 1, torch.uint8, (2, 2))
+        conform_image(torch.zeros(1, 2, 2, dtype=torch.uint16), 1, torch.uint8, (2, 2))
 
 
 def test_to_tensor_takes_pillow_arrays_and_tensors(noise):

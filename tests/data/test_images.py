@@ -55,6 +55,20 @@ def test_broken_image_is_replaced_by_the_next_and_the_index_says_so(folder):
     assert [name[-7:] for name in images.skipped] == ["007.png", "008.png", "059.png"]
 
 
+def test_names_and_places_of_broken_images_are_known(folder):
+    path = folder(60, broken=[7, 59])
+    Image.new("RGB", (8, 8)).save(path / "020.png", format="bmp")
+    (path / "020.png").write_bytes((path / "020.png").read_bytes()[:120])  # found only when it is decoded
+    disk, memory = open_images(path), open_images(path).load()
+    assert disk.names == memory.names == [str(path / f"{place:03d}.png") for place in range(60)]
+    assert disk.broken_places().tolist() == [7, 59] and memory.broken_places().tolist() == [7, 20, 59]
+    disk.batch(range(60))
+    assert torch.equal(disk.broken_places(), memory.broken_places())
+    items = open_images([torch.zeros(1, 2, 2)] * 2)
+    assert items.names == ["item 0", "item 1"] and items.broken_places().shape == (0,)
+    assert ImageSpec((3, 8, 8), 5).names == [] and ImageSpec((3, 8, 8), 5).broken_places().shape == (0,)
+
+
 def test_memory_and_disk_give_the_same(folder):
     path = folder(60, broken=[7, 8, 59])
     disk, memory = open_images(path), open_images(path).load()
@@ -152,7 +166,7 @@ def test_random_items_stay_random_and_leave_the_random_state_alone():
     assert not images.in_memory and "items differ from one read to the next" in images.describe()
     assert not torch.equal(images.batch([0]).images, images.batch([0]).images)
     assert torch.equal(sample, images.sample(4))
-    assert images.labels is None and images.batch([5, 2]).labels.tolist() == [5, 2]
+    assert images.labels is None and images.batch([5, 2]).target.tolist() == [5, 2]
 
 
 def test_items_that_are_seldom_random_are_noticed():
@@ -170,7 +184,7 @@ def test_items_that_are_the_same_each_time_are_kept_in_memory_with_their_labels(
 def test_item_that_cannot_be_read_is_skipped_and_delivers_its_stand_ins_label():
     for images in (open_images(Faulty()), open_images(Faulty()).load()):
         batch = images.batch([6, 7])
-        assert batch.index.tolist() == [6, 8] and batch.labels.tolist() == [0, 2]
+        assert batch.index.tolist() == [6, 8] and batch.target.tolist() == [0, 2]
         assert batch.images[:, 0, 0, 0].tolist() == [6, 8]
         assert images.skipped == {"item 7": "OSError: the disk has a scratch"}
     assert images.labels[7] == -1

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from superself.data import BatchLoader, EpochSampler, SequentialBatches, open_images
 
@@ -25,8 +25,7 @@ class Noisy(Dataset):
 
 
 def add_one(items):
-    images, targets = zip(*items, strict=True)
-    return torch.stack(images).int() + 1, list(targets)
+    return torch.stack([image for image, *_ in items]).int() + 1
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(10, 4), (12, 4), (5, 5), (7, 1)])
@@ -102,8 +101,8 @@ def test_workers_and_memory_give_the_same_batches_and_find_the_same_broken_files
             loader.sampler.set_epoch(epoch)
         batches = list(zip(*loaders, strict=True))
         assert len(batches) == len(loaders[0]) == 6
-        for (images, index), (other_images, other_index) in batches:
-            assert torch.equal(images, other_images) and torch.equal(index, other_index)
+        for ours, theirs in batches:
+            assert torch.equal(ours.images, theirs.images) and torch.equal(ours.index, theirs.index)
     assert memory.skipped == disk.skipped and len(disk.skipped) == 2
     assert torch.equal(before, torch.get_rng_state())
 
@@ -120,14 +119,14 @@ def test_loader_can_be_sent_to_a_spawned_process(folder):
     images = open_images(folder(6))
     loader = BatchLoader(images, SequentialBatches(6, 3), num_workers=1)
     loader._loader.multiprocessing_context = "spawn"
-    assert torch.equal(torch.cat([batch for batch, _ in loader]), images.batch(range(6)).images)
+    assert torch.equal(torch.cat([batch.images for batch in loader]), images.batch(range(6)).images)
 
 
 def test_random_items_depend_on_the_batch_not_on_the_workers_or_a_resume():
     def run(workers, start=0):
         loader = BatchLoader(open_images(Noisy()), EpochSampler(12, 3), num_workers=workers)
         loader.sampler.set_epoch(1, start)
-        return [images for images, _ in loader]
+        return [batch.images for batch in loader]
 
     whole = run(1)
     assert all(torch.equal(a, b) for a, b in zip(whole, run(2), strict=True))
@@ -135,23 +134,45 @@ def test_random_items_depend_on_the_batch_not_on_the_workers_or_a_resume():
     assert len({float(value) for images in whole for value in images[:, :, 0, 0].flatten()}) == 36
 
 
-def test_labels_come_when_they_are_asked_for(folder):
+def test_targets_come_with_the_images_from_memory_and_from_items():
     labelled = open_images([(torch.zeros(1, 4, 4), i % 2) for i in range(5)])
     for images in (labelled, labelled.load()):
-        batches = [label.tolist() for _, label in BatchLoader(images, SequentialBatches(5, 2), target="label")]
+        batches = [target.tolist() for _, target in BatchLoader(images, SequentialBatches(5, 2))]
         assert batches == [[0, 1], [0, 1], [0]]
-    with pytest.raises(ValueError, match="the data set has no labels .*imagefolder:PATH"):
-        next(iter(BatchLoader(open_images(torch.zeros(4, 1, 4, 4)), SequentialBatches(4, 2), target="label")))
-    with pytest.raises(ValueError, match="target='class' is unknown"):
-        BatchLoader(labelled, SequentialBatches(5, 2), target="class")
+    (batch,) = BatchLoader(open_images(torch.zeros(4, 1, 4, 4)), SequentialBatches(4, 4))
+    assert batch.target is None and batch.index.tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_collate_fn_gets_single_items(workers):
     images = open_images(torch.arange(5).byte().view(5, 1, 1, 1))
     loader = BatchLoader(images, SequentialBatches(5, 2), num_workers=workers, collate_fn=add_one)
-    assert [(batch.flatten().tolist(), places) for batch, places in loader] == [
-        ([1, 2], [0, 1]),
-        ([3, 4], [2, 3]),
-        ([5], [4]),
-    ]
+    batches = [(batch.images.flatten().tolist(), batch.index.tolist()) for batch in loader]
+    assert batches == [([1, 2], [0, 1]), ([3, 4], [2, 3]), ([5], [4])]
+
+
+def keep_one(items):
+    return torch.stack([image for image, *_ in items])[:1], [7]
+
+
+def test_collate_fn_that_returns_other_images_gets_no_index_filled_in():
+    images = open_images([(torch.zeros(1, 4, 4), place) for place in range(4)])
+    for opened in (images, images.load()):
+        (batch,) = BatchLoader(opened, SequentialBatches(4, 4), collate_fn=keep_one)
+        assert batch.target.tolist() == [7] and batch.index is None
+
+
+def describe(items):
+    return {"image": torch.stack([item.image for item in items]), "target": [f"{item.target}" for item in items]}
+
+
+def test_target_of_the_collate_fn_is_kept_and_the_index_filled_in():
+    images = open_images([(torch.zeros(1, 4, 4), place + 5) for place in range(4)])
+    for opened in (images, images.load()):
+        (batch,) = BatchLoader(opened, SequentialBatches(4, 4), collate_fn=describe)
+        assert batch.target == ["5", "6", "7", "8"] and batch.index.tolist() == [0, 1, 2, 3]
+
+
+def test_default_collate_is_what_the_loader_does_already():
+    (batch,) = BatchLoader(open_images(torch.zeros(4, 1, 4, 4)), SequentialBatches(4, 4), collate_fn=default_collate)
+    assert batch.images.shape == (4, 1, 4, 4) and batch.target is None

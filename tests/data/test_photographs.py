@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from superself.data import open_images, photos
-from superself.data.photographs import FLAT, blocks, cut_patches
+from superself.data.photographs import FLAT, cut_patches, split_boxes
 
 
 @pytest.mark.parametrize(("height", "width"), [(303, 384), (427, 640), (1411, 1411), (101, 67)])
 def test_no_pixel_is_in_both_splits(height, width):
     owners = np.zeros((2, height, width), int)
     for owner, split in zip(owners, ("train", "test"), strict=True):
-        for top, left, bottom, right in blocks(height, width, split):
+        for top, left, bottom, right in split_boxes(height, width, split):
             owner[top:bottom, left:right] += 1
     assert (owners.sum(0) == 1).all()
     assert 0.2 < owners[1].mean() < 0.3
@@ -26,7 +26,7 @@ def test_patches_show_nothing_of_the_other_split():
     photo = np.zeros((320, 400, 3), np.uint8)
     random = np.random.default_rng(0)
     for channel, split in enumerate(("train", "test")):
-        for top, left, bottom, right in blocks(320, 400, split):
+        for top, left, bottom, right in split_boxes(320, 400, split):
             photo[top:bottom, left:right, channel] = random.integers(1, 256, (bottom - top, right - left))
     assert cut_patches(photo, "train", 100, 16, seed=0)[..., 1].max() == 0
     assert cut_patches(photo, "test", 100, 16, seed=0)[..., 0].max() == 0
