@@ -82,6 +82,7 @@ class Supervisor(nn.Module, metaclass=BuildAfterInit):
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # name -> arguments, for create(name)
     n_views: ClassVar[int] = 1  # how many views of an image ``views`` makes
+    needs_index: ClassVar[bool] = False  # whether ``_forward`` needs the positions of the images in the data set
     fixed_image_size: ClassVar[bool] = False  # whether the networks only take images of the size they were built for
     dataset_state: ClassVar[tuple[str, ...]] = ()  # parts of the state that are reset when the data set changes
     trains_backbone: bool = True  # False where the backbone is frozen on purpose
@@ -460,7 +461,13 @@ class Supervisor(nn.Module, metaclass=BuildAfterInit):
 
     def _as_batch(self, values: Any) -> Batch:
         """What a loader yields as a Batch."""
-        return Batch.from_loader(values)
+        data = Batch.from_loader(values)
+        if data.index is None and self.needs_index:
+            raise ValueError(
+                f"{type(self).__name__} needs the position of each image in the data set, and the loader does not give it; "
+                'yield Batch(images, index=...) or a dictionary with "image" and "index".'
+            )
+        return data
 
     def __repr__(self) -> str:
         """One line: a notebook that shows the result of supervise() does not print the whole network."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import superself
 from superself import Supervisor
+from superself.joint_embedding import JointEmbedding
 from superself.networks import LabHalves
 
 
@@ -52,9 +53,10 @@ def tiny_images(n: int = 16, channels: int = 3, size: tuple[int, int] = (16, 16)
 class Case:
     """An algorithm and the arguments that make it small enough for a test.
 
-    ``channels``: those of the images that it takes.
+    ``channels``: those of the images that it accepts.
     ``loss_falls``: false for a game of two players, where no loss need fall, and where it rises while a queue fills.
     ``mixes_batch``: false where the features of an image must not depend on the other images, in train mode too.
+    ``normalizes``: false where the network gets RGB in [0, 1], or tiles that are standardised on their own.
     """
 
     algorithm: type[Supervisor]
@@ -64,25 +66,31 @@ class Case:
     channels: tuple[int, ...] = (1, 3, 4)
     loss_falls: bool = True
     mixes_batch: bool = True
+    normalizes: bool = True
 
     def make(self, dataset: Any = None, **arguments: Any) -> Supervisor:
         """A supervisor on sixteen tiny images, or on ``dataset``."""
         dataset = tiny_images() if dataset is None else dataset
         return self.algorithm(dataset, **{"backbone": self.backbone(), "seed": 0, **self.arguments, **arguments})
 
+    @property
+    def embeds(self) -> bool:
+        """Whether it has embeddings that can collapse."""
+        return issubclass(self.algorithm, JointEmbedding)
+
 
 CASES = [
     Case(superself.BiGanSupervisor, {"latent": 4}, lr=1e-3, loss_falls=False),
     Case(superself.BYOLSupervisor, {"momentum": 0.9}, lr=1e-3),
     Case(superself.ContextNetSupervisor),
-    Case(superself.ContrastiveMultiviewCodingSupervisor, backbone=tiny_halves, channels=(3,)),
+    Case(superself.ContrastiveMultiviewCodingSupervisor, backbone=tiny_halves, channels=(3,), normalizes=False),
     Case(superself.ContrastivePredictiveCodingSupervisor, lr=1e-3, mixes_batch=False),
     Case(superself.DenoiseNetSupervisor),
     Case(superself.ExemplarNetSupervisor),
     Case(superself.InstanceDiscriminationSupervisor),
-    Case(superself.JigsawNetSupervisor),
+    Case(superself.JigsawNetSupervisor, normalizes=False),
     Case(superself.MomentumContrastSupervisor, {"queue_size": 32, "momentum": 0.9}, loss_falls=False),
     Case(superself.PIRLSupervisor),
     Case(superself.RotateNetSupervisor),
-    Case(superself.SplitBrainNetSupervisor, backbone=tiny_halves, channels=(3,)),
+    Case(superself.SplitBrainNetSupervisor, backbone=tiny_halves, channels=(3,), normalizes=False),
 ]

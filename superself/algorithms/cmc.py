@@ -57,6 +57,7 @@ class ContrastiveMultiviewCodingSupervisor(JointEmbedding):
         "the learning rate is too high for this optimizer (try a tenth of it)",
     )
     n_views = 1
+    needs_index = True
 
     def __init__(
         self,

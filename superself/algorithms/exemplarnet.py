@@ -48,6 +48,7 @@ class ExemplarNetSupervisor(Supervisor):
         "the learning rate is too high for this optimizer (try a tenth of it)",
         "many images are nearly alike, so that they cannot be distinguished",
     )
+    needs_index = True
     knows_its_images = True  # a class is an image of the data set, so the loss says nothing about other images
     dataset_state = ("classes", "model.predictor")
 

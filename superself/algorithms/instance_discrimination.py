@@ -52,6 +52,7 @@ class InstanceDiscriminationSupervisor(JointEmbedding):
         "the images are nearly all alike, or the data set has many duplicates",
     )
     n_views = 1
+    needs_index = True
 
     def __init__(
         self,

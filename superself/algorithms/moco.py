@@ -99,17 +99,19 @@ class MomentumContrastSupervisor(JointEmbedding):
         pairs = [(first, second), (second, first)] if self.symmetric else [(first, second)]
         keys = [self._split_batch_norm(self.key_encoder, other) for _, other in pairs]  # each (B, E)
         queries = [self._split_batch_norm(self.model, view) for view, _ in pairs]  # each (B, E)
-        same = self.queue.same_image(data.index)  # (B, K)
+        same = None if data.index is None else self.queue.same_image(data.index)  # (B, K)
         losses = [self.loss(q, k, self.queue.features, same) for q, k in zip(queries, keys, strict=True)]  # Eq. 1
-        self.queue.remember(torch.cat(keys), data.index.repeat(len(pairs)))  # enqueued after the step
+        index = None if data.index is None else data.index.repeat(len(pairs))
+        self.queue.remember(torch.cat(keys), index)  # enqueued after the step
         self._note_similarities(queries[0], keys[0], same)
         return torch.stack(losses).mean()
 
     @torch.no_grad()
-    def _note_similarities(self, query: Tensor, key: Tensor, same: Tensor) -> None:
+    def _note_similarities(self, query: Tensor, key: Tensor, same: Tensor | None) -> None:
         query, key = normalize(query.float(), dim=1), normalize(key.float(), dim=1)
         positive = (query * key).sum(1)  # (B,)
-        negative = (query @ self.queue.features.T).masked_fill(same, -1)  # (B, K)
+        negative = query @ self.queue.features.T  # (B, K)
+        negative = negative if same is None else negative.masked_fill(same, -1)
         self.note("top1", (positive > negative.amax(1)).float())
         self.note("queue_filled", self.queue.filled)
         self.note("positive_cosine", positive)

@@ -62,6 +62,7 @@ class PIRLSupervisor(JointEmbedding):
         "the images are nearly all alike, or the data set has many duplicates",
     )
     n_views = 1
+    needs_index = True
 
     def __init__(
         self,
