@@ -1,6 +1,13 @@
-"""What every run needs and no algorithm owns: checkpoints, randomness, interruption, precision, schedules, progress."""
+"""Parts of a run that all algorithms share: checkpoints, optimizers, schedules, precision, interruption, progress."""
 
-from superself.training.checkpoint import dataset_state_keys, read_checkpoint, require_fit, write_checkpoint
+from superself.training.checkpoint import (
+    archive,
+    dataset_state_keys,
+    read_checkpoint,
+    require_fit,
+    require_writable,
+    write_checkpoint,
+)
 from superself.training.checks import check_known, check_settings
 from superself.training.interrupt import FinishStepOnSignal
 from superself.training.optimizers import OptimizerPair, can_fuse, parameter_groups
@@ -16,6 +23,7 @@ __all__ = [
     "Progress",
     "Run",
     "RunRecord",
+    "archive",
     "autocast",
     "can_fuse",
     "check_known",
@@ -28,6 +36,7 @@ __all__ = [
     "parameter_groups",
     "read_checkpoint",
     "require_fit",
+    "require_writable",
     "start_schedule",
     "stored_arguments",
     "versions",
