@@ -11,7 +11,7 @@ from superself.training.checkpoint import (
 from superself.training.checks import check_known, check_settings
 from superself.training.interrupt import FinishStepOnSignal
 from superself.training.optimizers import OptimizerPair, can_fuse, parameter_groups
-from superself.training.precision import autocast, choose_precision
+from superself.training.precision import autocast, check_precision, choose_precision
 from superself.training.progress import Progress
 from superself.training.record import RunRecord, describe_value, versions
 from superself.training.run import Run, stored_arguments
@@ -27,6 +27,7 @@ __all__ = [
     "autocast",
     "can_fuse",
     "check_known",
+    "check_precision",
     "check_settings",
     "choose_precision",
     "constant",
