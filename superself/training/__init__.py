@@ -10,6 +10,7 @@ from superself.training.checkpoint import (
 )
 from superself.training.checks import check_known, check_settings
 from superself.training.interrupt import FinishStepOnSignal
+from superself.training.lars import LARS
 from superself.training.optimizers import OptimizerPair, can_fuse, parameter_groups
 from superself.training.precision import autocast, check_precision, choose_precision
 from superself.training.progress import Progress
@@ -18,6 +19,7 @@ from superself.training.run import Run, stored_arguments
 from superself.training.schedules import constant, cosine, start_schedule, warmup_cosine
 
 __all__ = [
+    "LARS",
     "FinishStepOnSignal",
     "OptimizerPair",
     "Progress",
