@@ -19,10 +19,10 @@ from superself.evaluation.monitor import FeatureMonitor
 from superself.networks import CombinedNet, compilable_networks
 from superself.training import (
     Run,
-    can_fuse,
     check_known,
     check_settings,
     dataset_state_keys,
+    make_optimizer,
     parameter_groups,
     read_checkpoint,
     require_fit,
@@ -232,11 +232,8 @@ class Supervisor(nn.Module):
         pin = self.device.type == "cuda"
         sampler = self._sampler(batch_size, shuffle)
         loader = BatchLoader(self.images, sampler, num_workers, collate_fn, pin_memory=pin, target=target)
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        weight_decay = self.settings["weight_decay"]
-        groups = parameters if weight_decay is None else parameter_groups(parameters, weight_decay)
-        fused = {"fused": True} if can_fuse(optimizer, self.device) else {}
-        optimizer = optimizer(groups, lr=lr, **fused)
+        groups = parameter_groups(self.named_parameters(), lr=lr, weight_decay=self.settings["weight_decay"])
+        optimizer = make_optimizer(optimizer, groups, lr, self.device)
         self.total_steps = self.total_epochs * len(loader)
         return loader, optimizer, start_schedule(lr_scheduler, optimizer, self.total_steps)
 

@@ -11,7 +11,14 @@ from superself.training.checkpoint import (
 from superself.training.checks import check_known, check_settings
 from superself.training.interrupt import FinishStepOnSignal
 from superself.training.lars import LARS
-from superself.training.optimizers import OptimizerPair, can_fuse, parameter_groups
+from superself.training.optimizers import (
+    GroupRule,
+    OptimizerPair,
+    can_fuse,
+    check_optimizer,
+    make_optimizer,
+    parameter_groups,
+)
 from superself.training.precision import autocast, check_precision, choose_precision
 from superself.training.progress import Progress
 from superself.training.record import RunRecord, describe_value, versions
@@ -21,6 +28,7 @@ from superself.training.schedules import constant, cosine, start_schedule, warmu
 __all__ = [
     "LARS",
     "FinishStepOnSignal",
+    "GroupRule",
     "OptimizerPair",
     "Progress",
     "Run",
@@ -29,6 +37,7 @@ __all__ = [
     "autocast",
     "can_fuse",
     "check_known",
+    "check_optimizer",
     "check_precision",
     "check_settings",
     "choose_precision",
@@ -36,6 +45,7 @@ __all__ = [
     "cosine",
     "describe_value",
     "dataset_state_keys",
+    "make_optimizer",
     "parameter_groups",
     "read_checkpoint",
     "require_fit",

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from superself.training import constant, cosine, parameter_groups, warmup_cosine
+from superself.training import constant, cosine, warmup_cosine
 
 
 def rates(schedule, steps):
@@ -37,12 +37,3 @@ def test_constant_stays():
 def test_warm_up_of_the_whole_run_is_refused():
     with pytest.raises(ValueError, match=r"warmup=1 is a share of all steps"):
         warmup_cosine(1)
-
-
-def test_biases_and_norms_get_no_weight_decay():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    model[3].bias.requires_grad_(False)
-    decayed, free = parameter_groups(model.parameters(), 0.1)
-    assert decayed["weight_decay"] == 0.1 and free["weight_decay"] == 0.0
-    assert {id(p) for p in decayed["params"]} == {id(model[0].weight), id(model[3].weight)}
-    assert {id(p) for p in free["params"]} == {id(model[0].bias), id(model[1].weight), id(model[1].bias)}
