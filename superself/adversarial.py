@@ -61,4 +61,6 @@ class AdversarialSupervisor(Supervisor):
         return loss + (discriminator_loss - discriminator_loss.detach())
 
     def _group_rules(self) -> list[GroupRule]:
-        return [GroupRule("discriminator.*", lr_factor=self.discriminator_lr)]
+        if self.discriminator is None:
+            return []
+        return [GroupRule("discriminator", lr_factor=self.discriminator_lr)]

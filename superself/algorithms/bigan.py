@@ -103,11 +103,12 @@ class BiGanSupervisor(AdversarialSupervisor):
         return self.both_losses(loss, self.loss(real, generated))
 
     def _group_rules(self) -> list[GroupRule]:
-        optimizer, rules = self.run.settings.optimizer, super()._group_rules()
+        optimizer = self.run.settings.optimizer
         betas = inspect.signature(optimizer).parameters.get("betas") if inspect.isclass(optimizer) else None
         if self.beta1 is None or betas is None:  # an optimizer made by a function is left as it is
-            return rules
-        return [GroupRule("*", betas=(self.beta1, *betas.default[1:])), *rules]
+            return super()._group_rules()
+        betas = (self.beta1, *betas.default[1:])
+        return [GroupRule("*", betas=betas), GroupRule("discriminator", lr_factor=self.discriminator_lr, betas=betas)]
 
     def draw(self, count: int) -> Tensor:
         """Latents z (count, Z), uniform in [-1, 1]."""

@@ -3,15 +3,26 @@
 from superself.training.checkpoint import dataset_state_keys, read_checkpoint, require_fit, write_checkpoint
 from superself.training.describe import describe_value, to_plain, versions
 from superself.training.interrupt import FinishStepOnSignal
+from superself.training.lars import LARS
 from superself.training.metrics import Metrics
 from superself.training.optimizers import GroupRule, make_optimizer, parameter_groups
 from superself.training.precision import autocast, choose_precision
 from superself.training.run import Run
-from superself.training.schedules import Schedule, constant, cosine, make_lr_scheduler, scheduled, warmup_cosine
+from superself.training.schedules import (
+    Schedule,
+    check_bounds,
+    constant,
+    cosine,
+    epochs,
+    make_lr_scheduler,
+    scheduled,
+    warmup_cosine,
+)
 from superself.training.settings import Settings
 from superself.training.trackers import Progress, Record, Tracker
 
 __all__ = [
+    "LARS",
     "FinishStepOnSignal",
     "GroupRule",
     "Metrics",
@@ -22,11 +33,13 @@ __all__ = [
     "Settings",
     "Tracker",
     "autocast",
+    "check_bounds",
     "choose_precision",
     "constant",
     "cosine",
     "dataset_state_keys",
     "describe_value",
+    "epochs",
     "make_lr_scheduler",
     "make_optimizer",
     "parameter_groups",

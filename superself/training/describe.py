@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ def describe_value(value: Any) -> Any:
     if isinstance(value, (nn.Module, torch.utils.data.Dataset)):
         return f"{type(value).__module__}.{type(value).__qualname__} object"
     if isinstance(value, Path):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
         return str(value)
     if hasattr(value, "shape"):
         return f"{type(value).__name__} of shape {tuple(value.shape)}"

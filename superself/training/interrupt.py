@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, held back until the running step is whole."""
+"""Handles Ctrl-C and SIGTERM only after the current training step is complete."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from types import FrameType
 
 
 class FinishStepOnSignal:
-    """While it is entered, the first SIGINT or SIGTERM is only noted; a second one ends the program at once.
+    """Context manager in which the first SIGINT or SIGTERM is only recorded; the second one raises KeyboardInterrupt at once.
 
-    A step changes weights, optimiser, averages and banks one after the other; stopped in the middle they would not belong
-    together. The loop reads ``received`` between steps, saves, and calls ``leave()``. Outside the main thread, where Python
-    allows no handlers, nothing is changed.
+    A training step changes weights, optimizer state, averages and banks one after the other, and stopping halfway would leave
+    them inconsistent. The training loop reads ``received`` between steps, stores the run, and calls ``leave()``. Outside the
+    main thread, where Python does not allow signal handlers, nothing changes.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class FinishStepOnSignal:
     def __enter__(self) -> FinishStepOnSignal:
         self.received = None
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._previous = {number: signal.signal(number, self._record) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -30,13 +30,13 @@ class FinishStepOnSignal:
             signal.signal(number, handler)
         self._previous = {}
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
 
     def leave(self) -> None:
-        """Raises what the noted signal stands for: KeyboardInterrupt, or SystemExit(143) for SIGTERM."""
+        """Raises what the recorded signal asks for, if there is one: KeyboardInterrupt, or SystemExit(143) for SIGTERM."""
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt
         if self.received is not None:

@@ -1,4 +1,4 @@
-"""In which precision the networks compute: bfloat16 where the hardware has it, float32 elsewhere."""
+"""The precision that networks compute in: bfloat16 where the hardware supports it, float32 elsewhere."""
 
 from __future__ import annotations
 
@@ -11,19 +11,35 @@ import torch
 from torch import nn
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
+ALIASES = {"bf16": "bf16-mixed", "bfloat16": "bf16-mixed", "32": "32-true", "fp32": "32-true", "float32": "32-true"}
 
 
-def choose_precision(precision: str, device: torch.device, network: nn.Module) -> str:
-    """ "32-true" or "bf16-mixed": what is asked for, or with "auto" what is faster on the device.
+def check_precision(precision: str | int) -> str:
+    """``precision`` as one of PRECISIONS: "bf16" becomes "bf16-mixed", "fp32" and 32 become "32-true".
 
-    Processors with AVX512-BF16 or AMX multiply in bfloat16 natively, but not the depthwise convolutions of networks such as
-    MobileNet and EfficientNet: there bfloat16 was three times slower than float32, so they keep float32.
+    Raises:
+        ValueError: if it is unknown.
+    """
+    known = ALIASES.get(str(precision), precision)
+    if known not in PRECISIONS:
+        raise ValueError(f"precision={precision!r} is unknown; pass one of {', '.join(PRECISIONS)} to supervise().")
+    return known
 
+
+def choose_precision(precision: str | int, device: torch.device, network: nn.Module) -> str:
+    """The precision of a run, "32-true" or "bf16-mixed"; "auto" chooses the faster one.
+
+    Processors with AVX512-BF16 or AMX multiply in bfloat16, but do not speed up the depthwise convolutions of networks such
+    as MobileNet and EfficientNet: these ran three times slower than in float32, so "auto" keeps float32 for them.
+
+    Args:
+        precision: see ``check_precision``.
+        device: of the run.
+        network: everything that is trained.
     Raises:
         ValueError: if ``precision`` is unknown.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r} is unknown; pass one of {', '.join(PRECISIONS)} to supervise().")
+    precision = check_precision(precision)
     if precision != "auto":
         return precision
     if device.type == "cpu":
@@ -34,12 +50,12 @@ def choose_precision(precision: str, device: torch.device, network: nn.Module) -
 
 
 def autocast(precision: str, device: torch.device) -> Callable[[], contextlib.AbstractContextManager]:
-    """What to enter for a forward pass in ``precision`` on ``device``; from Lightning Fabric."""
+    """A function that makes the context manager for forward passes in ``precision`` on ``device`` (Lightning Fabric's)."""
     if precision == "32-true":
         return contextlib.nullcontext
     from lightning_fabric import Fabric  # takes a second to import
 
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the precision is said in the run's own lines
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the run itself prints the precision
     return Fabric(accelerator=device.type, devices=1, precision=precision).autocast
 
 
@@ -50,6 +66,6 @@ def _is_depthwise(module: nn.Module) -> bool:
 def _processor_computes_bfloat16() -> bool:
     try:
         flags = Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux: nothing is known, so nothing is changed
+    except OSError:  # not Linux: unknown, so float32
         return False
     return " avx512_bf16" in flags or " amx_bf16" in flags
