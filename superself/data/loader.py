@@ -18,52 +18,125 @@ from superself.data.sources import available_cores
 
 
 class EpochSampler:
-    """Batches of places whose order is a function of the seed and the epoch alone.
+    """Batches of places in an order that depends on the seed, the epoch, the places and the weights alone.
 
-    The last batch is filled up with the first images of the same epoch: every image is seen, every batch is full.
+    Each image comes once per epoch, over all processes together. The last batch is filled up with the first images of
+    the same epoch, so that every batch is full. With weights, images are drawn with replacement instead.
 
     Args:
-        n: number of images.
-        batch_size: places in every batch.
-        shuffle: a new order each epoch; without it the places come as they are.
-        seed: what the orders are drawn from.
-        places: of those images that are trained on, (M,) int64 on the CPU; None stands for all n.
+        n: number of images in the data set.
+        batch_size: places in every batch, over all processes together.
+        shuffle: a new order each epoch; otherwise the places come in their own order.
+        seed: the orders are drawn from it.
+        places: the images to train on, (M,) int64; None for all n.
+        rank: number of this process, which gets its share of every batch.
+        world_size: number of processes.
     Shape:
-        yields (batch_size,) int64.
+        yields (batch_size / world_size,) int64 on the CPU.
     Raises:
-        ValueError: if a batch is empty or larger than the data set.
+        ValueError: if a batch is empty, larger than the data set, or not a multiple of ``world_size``.
     """
 
     def __init__(
-        self, n: int, batch_size: int, shuffle: bool = True, seed: int = 0, places: Tensor | None = None
+        self,
+        n: int,
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        places: Tensor | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        places = torch.arange(n) if places is None else places
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} gives empty batches; pass batch_size >= 1 to supervise().")
-        if batch_size > len(places):
-            found = f"{n} images" if len(places) == n else f"{len(places)} of {n} images are trained on"
+        if not 0 <= rank < world_size:
             raise ValueError(
-                f"batch_size={batch_size} is larger than the data set ({found}), so there is no full batch; "
-                f"pass batch_size <= {len(places)} to supervise()."
+                f"rank={rank} is not one of {world_size} processes; pass a rank from 0 to {world_size - 1}."
             )
-        self.places, self.n = places, len(places)
-        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        if batch_size % world_size:
+            raise ValueError(
+                f"batch_size={batch_size} cannot be divided equally among {world_size} processes; "
+                f"pass a multiple of {world_size} to supervise()."
+            )
+        self.n, self.batch_size, self.shuffle, self.seed = n, batch_size, shuffle, seed
+        self.rank, self.world_size = rank, world_size
+        self.weights: Tensor | None = None
+        self.set_places(places)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch, and how many of its first batches to leave out (to resume within it)."""
         self.epoch, self.start = epoch, start
 
+    def set_places(self, places: Tensor | None) -> None:
+        """Choose the images to train on, (M,) int64, from the next epoch on; None for all. Changes the number of batches."""
+        count = self.n if places is None else len(places)
+        if self.batch_size > count:
+            found = f"{count} images" if places is None else f"{count} of {self.n} images are trained on"
+            raise ValueError(
+                f"batch_size={self.batch_size} is larger than the data set ({found}), so there is no full batch; "
+                f"pass batch_size <= {count} to supervise()."
+            )
+        if places is not None and not (places.min() >= 0 and places.max() < self.n):
+            raise ValueError(
+                f"places go from {places.min()} to {places.max()} in a data set of {self.n} images; "
+                f"pass places from 0 to {self.n - 1}."
+            )
+        self.places = None if places is None else places.cpu().long()
+
+    def set_weights(self, weights: Tensor | None) -> None:
+        """Draw images with replacement, each with a probability in proportion to its weight; None draws each once.
+
+        Args:
+            weights: (N,), one per image of the data set, at least 0.
+        """
+        if weights is not None:
+            weights = weights.detach().cpu().double()
+            if weights.shape != (self.n,):
+                raise ValueError(
+                    f"weights of shape {tuple(weights.shape)} for {self.n} images; pass one weight per image, ({self.n},)."
+                )
+            if not (weights.isfinite() & (weights >= 0)).all():
+                raise ValueError(
+                    f"weights must be finite and at least 0, got {weights.min():.4g} to {weights.max():.4g}; "
+                    "pass 0 for images that are not drawn."
+                )
+            if not weights.any():
+                raise ValueError("all weights are 0, so no image can be drawn; pass at least one larger than 0.")
+        self.weights = weights
+
+    def state_dict(self) -> dict[str, Tensor | None]:
+        """What ``set_places`` and ``set_weights`` changed."""
+        return {"places": self.places, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
+        """Goes back to the places and weights of ``state_dict``."""
+        self.set_places(state["places"])
+        self.set_weights(state["weights"])
+
     def __len__(self) -> int:
-        return math.ceil(self.n / self.batch_size)
+        return math.ceil((self.n if self.places is None else len(self.places)) / self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        order = self.places
+        share = self.batch_size // self.world_size
+        for batch in self._order().split(self.batch_size)[self.start :]:
+            yield batch[self.rank * share : (self.rank + 1) * share]
+
+    def _order(self) -> Tensor:
+        """The places of the whole epoch, (len(self) * batch_size,)."""
+        order = torch.arange(self.n) if self.places is None else self.places
+        generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
+        count = len(self) * self.batch_size
+        if self.weights is not None:
+            order = order[self.weights[order] > 0]
+            if len(order) == 0:
+                raise ValueError("all places have weight 0, so no image can be drawn; change the places or the weights.")
+            edges = self.weights[order].cumsum(0)  # torch.multinomial has a limit of 2**24 places
+            drawn = torch.rand(count, generator=generator, dtype=torch.float64) * edges[-1]
+            return order[torch.searchsorted(edges, drawn, right=True).clamp(max=len(order) - 1)]
         if self.shuffle:
-            generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
-            order = order[torch.randperm(self.n, generator=generator)]
-        order = torch.cat([order, order[: -self.n % self.batch_size]])
-        yield from order.split(self.batch_size)[self.start :]
+            order = order[torch.randperm(len(order), generator=generator)]
+        return torch.cat([order, order[: count - len(order)]])
 
 
 class SequentialBatches:

@@ -85,6 +85,102 @@ def test_only_the_given_places_are_taken():
         EpochSampler(13, 6, places=places)
 
 
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("n", [16, 13])
+def test_ranks_share_the_batches_of_a_single_process(n, world_size):
+    whole = EpochSampler(n, 8, seed=3)
+    ranks = [EpochSampler(n, 8, seed=3, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for sampler in (whole, *ranks):
+        sampler.set_epoch(2)
+    assert {len(sampler) for sampler in (whole, *ranks)} == {2}
+    for batch, *shares in zip(whole, *ranks, strict=True):
+        assert torch.equal(batch, torch.cat(shares))
+        assert {len(share) for share in shares} == {8 // world_size}
+    places = torch.cat([batch for sampler in ranks for batch in sampler])
+    assert places.unique().tolist() == list(range(n)) and len(places) == 16
+    for sampler in (whole, *ranks):
+        sampler.set_epoch(2, start=1)
+    assert torch.equal(torch.cat(list(whole)), torch.cat([batch for sampler in ranks for batch in sampler]))
+
+
+def test_batch_that_ranks_cannot_share_equally_is_refused():
+    with pytest.raises(
+        ValueError, match="batch_size=10 cannot be divided equally among 4 processes; pass a multiple of 4"
+    ):
+        EpochSampler(40, 10, world_size=4)
+    with pytest.raises(ValueError, match="rank=4 is not one of 4 processes"):
+        EpochSampler(40, 8, rank=4, world_size=4)
+
+
+def test_places_may_change_between_epochs():
+    sampler = EpochSampler(13, 2, seed=1)
+    places = torch.tensor([3, 4, 8])
+    sampler.set_places(places)
+    fresh = EpochSampler(13, 2, seed=1, places=places)
+    assert len(sampler) == 2 and torch.equal(torch.cat(list(sampler)), torch.cat(list(fresh)))
+    sampler.set_places(None)
+    assert torch.equal(torch.cat(list(sampler)), torch.cat(list(EpochSampler(13, 2, seed=1))))
+    with pytest.raises(ValueError, match="pass batch_size <= 1"):
+        sampler.set_places(torch.tensor([3]))
+    with pytest.raises(ValueError, match=r"places go from 3 to 13 in a data set of 13 images"):
+        sampler.set_places(torch.tensor([3, 13]))
+
+
+def test_weights_are_the_frequencies_with_which_images_are_drawn():
+    weights = torch.tensor([0.0, 1.0, 2.0, 5.0, 0.0])
+    sampler = EpochSampler(5, 5, seed=1)
+    sampler.set_weights(weights)
+    counts = torch.zeros(5)
+    for epoch in range(2000):
+        sampler.set_epoch(epoch)
+        (batch,) = sampler
+        counts += torch.bincount(batch, minlength=5)
+    torch.testing.assert_close(counts / counts.sum(), weights / weights.sum(), atol=0.02, rtol=0)
+    assert counts[0] == counts[4] == 0
+    sampler.set_places(torch.tensor([0, 1, 2, 3, 3]))
+    assert 0 not in torch.cat(list(sampler))
+    sampler.set_places(torch.tensor([0, 0, 0, 4, 4]))
+    with pytest.raises(ValueError, match="all places have weight 0"):
+        list(sampler)
+
+
+def test_weighted_order_depends_on_seed_epoch_places_and_weights_alone():
+    def order(seed=0, epoch=3, weights=None, ranks=1):
+        samplers = [EpochSampler(50, 10, seed=seed, rank=rank, world_size=ranks) for rank in range(ranks)]
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+            sampler.set_weights(torch.arange(50.0) if weights is None else weights)
+        return torch.cat([torch.cat(shares) for shares in zip(*samplers, strict=True)]).tolist()
+
+    assert order() == order() == order(ranks=2)
+    others = [order(seed=1), order(epoch=4), order(weights=torch.ones(50))]
+    assert order() not in others and len({tuple(other) for other in others}) == 3
+
+
+def test_sampler_goes_on_with_the_places_and_weights_of_its_state(tmp_path):
+    sampler, again = EpochSampler(13, 2, seed=1), EpochSampler(13, 2, seed=1)
+    for places, weights in ((None, None), (torch.tensor([3, 4, 8]), None), (torch.tensor([3, 4]), torch.arange(13.0))):
+        sampler.set_places(places)
+        sampler.set_weights(weights)
+        torch.save(sampler.state_dict(), tmp_path / "state.pt")
+        again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+        assert torch.equal(torch.cat(list(sampler)), torch.cat(list(again)))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (torch.ones(4), r"weights of shape \(4,\) for 5 images; pass one weight per image"),
+        (torch.tensor([1.0, -1, 0, 0, 0]), "weights must be finite and at least 0"),
+        (torch.tensor([1.0, float("nan"), 0, 0, 0]), "weights must be finite and at least 0"),
+        (torch.zeros(5), "all weights are 0"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(weights, message):
+    with pytest.raises(ValueError, match=message):
+        EpochSampler(5, 2).set_weights(weights)
+
+
 def test_sequential_batches_leave_no_image_out():
     assert [batch.tolist() for batch in SequentialBatches(5, 2)] == [[0, 1], [2, 3], [4]]
     assert len(SequentialBatches(5, 2)) == 3
