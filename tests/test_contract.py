@@ -203,7 +203,9 @@ def test_whatever_a_user_writes_as_update_averages_queues_and_banks_still_move(c
         supervisor = replace(case, algorithm=algorithm).make()
         before = copy.deepcopy(supervisor.state_dict())
         supervisor.supervise(lr=case.lr, epochs=2, batch_size=8, name="run", progress=False)
-        moved.append({name for name, tensor in supervisor.state_dict().items() if not torch.equal(tensor, before[name])})
+        moved.append(
+            {name for name, tensor in supervisor.state_dict().items() if not torch.equal(tensor, before[name])}
+        )
     assert moved[0] == moved[1]
 
 
@@ -300,7 +302,9 @@ def test_progress_and_trackers_change_no_weight(case):
             return []
 
     watched = case.make().supervise(lr=case.lr, epochs=2, batch_size=8, name="watched", progress=True)
-    bare = replace(case, algorithm=Bare).make().supervise(lr=case.lr, epochs=2, batch_size=8, name="bare", progress=False)
+    bare = (
+        replace(case, algorithm=Bare).make().supervise(lr=case.lr, epochs=2, batch_size=8, name="bare", progress=False)
+    )
     for name, tensor in watched.state_dict().items():
         assert torch.equal(bare.state_dict()[name], tensor), name
 

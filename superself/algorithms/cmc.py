@@ -14,7 +14,7 @@ from superself.basics.validate import require_choice, require_count, require_fra
 from superself.data import Batch
 from superself.joint_embedding import JointEmbedding
 from superself.losses import InfoNCE
-from superself.networks import MLP, HalvesNet, MemoryBank, PerHalf, Pool, build_halves, feature_width, rgb_options
+from superself.networks import MLP, HalvesNet, MemoryBank, PerHalf, build_halves, feature_width, without_normalization
 from superself.networks.modes import evaluation_mode
 
 
@@ -74,7 +74,9 @@ class ContrastiveMultiviewCodingSupervisor(JointEmbedding):
         collate_fn: Callable[..., Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(dataset, backbone, projector, loss, collate_fn, augment=augment, **rgb_options(options))
+        super().__init__(
+            dataset, backbone, projector, loss, collate_fn, augment=augment, **without_normalization(options)
+        )
         require_positive("temperature", temperature, "divides similarities")
         require_fraction("momentum", momentum, "is the fraction of a row that is kept", upper_open=True)
         require_count("negatives", negatives, "is the number of rows drawn for each step")
@@ -92,7 +94,7 @@ class ContrastiveMultiviewCodingSupervisor(JointEmbedding):
         widths = [feature_width(half, (channels, *self.network_shape[1:])) for channels, half in halves]
         projector = self.given.projector
         if projector is None:
-            projector = PerHalf(*(nn.Sequential(Pool(), MLP(width, 128, layers=1)) for width in widths))
+            projector = PerHalf(*(MLP(width, 128, layers=1) for width in widths))
         self.model = HalvesNet(backbone, projector)
         with torch.no_grad(), evaluation_mode(self.model):
             embedding, _ = self.model(torch.zeros(2, *self.network_shape, device=self.device))
@@ -103,8 +105,8 @@ class ContrastiveMultiviewCodingSupervisor(JointEmbedding):
         lightness, colour = (z.float() for z in self.model(view))  # (B, E) each
         to_colour = self._find(lightness, colour, self.ab_bank, data.index)
         to_lightness = self._find(colour, lightness, self.l_bank, data.index)
-        self.l_bank.remember(data.index, lightness)  # both are written after the step
-        self.ab_bank.remember(data.index, colour)
+        self.l_bank.remember(lightness, data.index)  # both are written after the step
+        self.ab_bank.remember(colour, data.index)
         self.note("loss_L_to_ab", to_colour)
         self.note("loss_ab_to_L", to_lightness)
         return to_colour + to_lightness

@@ -1,4 +1,4 @@
-"""ContextNet: what was in the hole of the image?"""
+"""Context encoder: what was in the hole of the image?"""
 
 from __future__ import annotations
 
@@ -10,60 +10,56 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, max_pool2d, softplus
+from torch.nn.functional import max_pool2d, softplus
 
 from superself.adversarial import AdversarialSupervisor
 from superself.augment import RandomBlocks
-from superself.data import ImageSpec, mean_prediction_loss
+from superself.basics.validate import require_choice, require_count, require_fraction, require_positive
+from superself.data import Batch, mean_prediction_loss
 from superself.evaluation.figures import show_columns
-from superself.networks import CombinedNet, EfficientFeatures, Upsampling, build_backbone, feature_width
+from superself.networks import MapNet, Upsampling, build_backbone, map_shape
 
-GRID = 7  # places a side of the map between encoder and decoder
+GRID = 7  # positions along each side of the map between encoder and decoder
 OVERLAP = 7 / 128  # of the shorter side, with the centre as the region
 
 
 class ContextNetSupervisor(AdversarialSupervisor):
-    """Takes regions out of each image and predicts them from what is left, against a discriminator of regions.
+    """Removes regions of each image and predicts them from the rest, against a discriminator of regions.
 
     L = (1 - a) L_rec + a L_adv. L_rec is the squared error in the region alone, a mean over its pixels and channels, with those
     of its border that the network is shown counted ``overlap_weight`` times. L_adv = -log D(region of the prediction). The
-    hole is filled with 0, which is the mean after normalisation.
-
-    The discriminator is not conditioned on the context: it sees an image that is 0 but for the region, true or predicted.
+    hole is filled with 0, the mean after normalisation. The discriminator sees an image that is 0 outside the region.
 
     Source: Pathak et al., Context Encoders, arXiv:1604.07379, Eqs. 1 and 2, "Joint loss", "Channel-wise fully-connected layer",
-        "Region masks"; the 7 pixels, their weight and the rate of the discriminator as in the authors' code, which has 4 pixels.
-    Deviations: blocks are squares of one size. The decoder gives whole images, of which the region is used; with random blocks
-        the authors' discriminator sees all of it, and their squared error counts all of it. Both players step at once,
-        with the optimiser's own betas (the authors: 0.5, 0.999). L_rec is divided by the sum of the weights, not by the number
-        of values.
-        The map that the channel-wise layer takes is pooled to 7 x 7; a backbone that gives one vector is a map of one place.
-        Adam with lr 1e-3 and batches of 32 was tried on CIFAR-10, for about 400 steps (bench/RESULTS.md).
+        "Region masks"; the 7 pixels, their weight and the rate of the discriminator as in the authors' code.
+    Deviations: blocks are squares of one size; the decoder gives whole images, of which the region is used; both players step
+        at once, with the optimizer's own betas (the authors: 0.5, 0.999); L_rec is divided by the sum of the weights; maps
+        larger than 7 x 7 are pooled to that before the channel-wise layer, a vector is a 1 x 1 map.
     Args:
-        dataset: see Supervisor, as are the options that are not listed here.
-        region: "random" for blocks at random places, others for each image, or "center" for half of both sides.
+        dataset: see Supervisor, also for the options that are not listed here. Padding in ``augment`` would be a shortcut.
+        region: "random" for blocks at random positions, different for each image, or "center" for half of both sides.
         blocks: how many random blocks; they may overlap.
-        block_size: their side as a share of the image's shorter side; four of a quarter hide up to 1/4 of the image.
-        overlap: pixels at the border of the region that stay in the image and are predicted too; None for 7 of 128 with the
-            centre, 0 with random blocks.
+        block_size: their side as a fraction of the image's shorter side; four of a quarter hide up to 1/4 of the image.
+        overlap: pixels at the border of the region that stay in the image and are predicted too; None for 7 of 128 with
+            "center", 0 with random blocks.
         overlap_weight: of the error there.
         adversarial_weight: a, the paper's lambda_adv; 0 trains without a discriminator.
-        discriminator_lr: learning rate of the discriminator as a multiple of the first.
+        discriminator_lr: learning rate of the discriminator as a multiple of ``lr``.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
-        predictor: from features (B, D, n) at n places to images (B, C, H, W); None for the channel-wise layer and a decoder.
+        predictor: from feature maps (B, D, h, w) to images (B, C, H, W); None for the channel-wise layer and a decoder.
         loss: of (prediction (B, C, H, W), target (B, C, H, W)) value by value, (B, C, H, W); None for the squared error.
     Shape:
-        data: images (B, C, H, W) and their places (B,) -> loss ().
+        batch of images (B, C, H, W) -> loss ().
     Raises:
         ValueError: if ``region`` is unknown, blocks or weights are out of range, or ``overlap`` leaves no hole.
     """
 
     family = "predictive"
-    fixed_image_size = True  # what the decoder gives
+    fixed_image_size = True  # the decoder's
     loss_meaning = "squared error per value in the hole, normalised, and a little of the discriminator's; 0 is perfect"
     likely_causes = (
-        "the learning rate is too high for this optimiser (try a tenth of it)",
-        "what is in the hole cannot be told from around it (textures, noise); try smaller blocks",
+        "the learning rate is too high for this optimizer (try a tenth of it)",
+        "the surroundings say little about what is in the hole (textures, noise); try smaller blocks",
         "the discriminator wins (try adversarial_weight=0)",
     )
 
@@ -83,45 +79,51 @@ class ContextNetSupervisor(AdversarialSupervisor):
         collate_fn: Callable[..., Any] | None = None,
         **options: Any,
     ) -> None:
-        loss = loss or nn.MSELoss(reduction="none")
         super().__init__(None, dataset, loss, collate_fn, discriminator_lr=discriminator_lr, **options)
-        shape, side = self.images.shape, min(self.images.shape[1:])
-        if region not in ("random", "center"):
-            raise ValueError(f"region={region!r} is unknown; pass 'random' or 'center'.")
-        if blocks < 1 or not 0 < block_size < 1:
+        require_choice("region", region, ("random", "center"))
+        require_count("blocks", blocks, "is the number of blocks")
+        require_fraction(
+            "block_size", block_size, "is a fraction of the image's side", lower_open=True, upper_open=True
+        )
+        if overlap is not None:
+            require_count("overlap", overlap, "is in pixels", minimum=0)
+        require_positive("overlap_weight", overlap_weight, "weights the error in the overlap")
+        require_fraction(
+            "adversarial_weight", adversarial_weight, "is the weight of the discriminator", upper_open=True
+        )
+        self.region, self.blocks, self.block_size = region, blocks, block_size
+        self.overlap, self.overlap_weight, self.adversarial_weight = overlap, overlap_weight, adversarial_weight
+        self.given.backbone, self.given.predictor = backbone, predictor
+
+    def _build(self) -> None:
+        self.loss = self.given.loss or nn.MSELoss(reduction="none")
+        backbone = build_backbone(self.given.backbone, self.network_shape)
+        predictor = self.given.predictor
+        if predictor is None:
+            predictor = ContextDecoder(map_shape(backbone, self.network_shape), self.network_shape)
+        self.model = MapNet(backbone, predictor)
+        self.discriminator = Discriminator(self.network_shape) if self.adversarial_weight else None
+
+    def _build_views(self) -> None:
+        super()._build_views()
+        self.place_blocks = RandomBlocks(self.blocks, self.block_size)
+        self.border = self._border()  # pixels
+
+    def _border(self) -> int:
+        """Pixels at the border of the region that the network is shown."""
+        side = min(self.view_shape[1:])
+        center = self.region == "center"
+        border = (round(OVERLAP * side) if center else 0) if self.overlap is None else self.overlap
+        length = side // 2 if center else max(1, round(self.block_size * side))
+        if 2 * border >= length:
             raise ValueError(
-                f"blocks={blocks} of block_size={block_size} make no hole; pass blocks >= 1 and a size in (0, 1)."
-            )
-        if not 0 <= adversarial_weight < 1 or overlap_weight <= 0:
-            raise ValueError(
-                f"adversarial_weight={adversarial_weight} must be in [0, 1) and overlap_weight={overlap_weight} above 0."
-            )
-        self.overlap = (round(OVERLAP * side) if region == "center" else 0) if overlap is None else overlap
-        length = side // 2 if region == "center" else max(1, round(block_size * side))
-        if not 0 <= 2 * self.overlap < length:
-            raise ValueError(
-                f"overlap={overlap} at both sides leaves no hole in a region of {length} pixels; pass one from 0 to "
+                f"overlap={self.overlap} at both sides leaves no hole in a region of {length} pixels; pass one from 0 to "
                 f"{(length - 1) // 2}."
             )
-        self.region, self.overlap_weight, self.adversarial_weight = region, overlap_weight, adversarial_weight
-        self.place_blocks = RandomBlocks(blocks, block_size)
-        backbone = build_backbone(backbone, shape)
-        places = feature_width(MapNet(backbone, nn.Identity()), shape)  # of (B, D, n) it finds n, the last
-        width = feature_width(MapNet(backbone, nn.Flatten()), shape) // places
-        self.model = MapNet(backbone, ContextDecoder(width, places, shape) if predictor is None else predictor)
-        if adversarial_weight:
-            self.discriminator = Discriminator(shape)
+        return border
 
-    @property
-    def chance_loss(self) -> float | None:
-        """Predicting the mean of the region's pixels, before a discriminator that tells nothing; None without images."""
-        if isinstance(self.images, ImageSpec):
-            return None
-        where = map(middle, self.images.shape[1:]) if self.region == "center" else ()
-        return self._joint(mean_prediction_loss(self.images, self.preprocessing, *where), math.log(2))
-
-    def _forward(self, data: tuple[Tensor, Tensor]) -> Tensor:
-        images = self.preprocessing(data[0])  # (B, C, H, W)
+    def _forward(self, data: Batch) -> Tensor:
+        (images,) = self.views(data)  # (B, C, H, W)
         region, hole = self._masks(images)  # (B, 1, H, W)
         prediction = self.model(images * ~hole).float()  # (B, C, H, W)
         error = self.loss(prediction, images)
@@ -131,11 +133,14 @@ class ContextNetSupervisor(AdversarialSupervisor):
             )
         weight = torch.where(hole, 1.0, self.overlap_weight) * region  # (B, 1, H, W)
         reconstruction = (weight * error).sum() / (weight.sum() * images.shape[1])  # Eq. 1
+        self.note("reconstruction_loss", reconstruction)
         if self.discriminator is None:
             return reconstruction
-        real, fake = (self.discriminator(part * region).float() for part in (images, prediction))  # logits (B,)
-        self.discriminator_loss = softplus(-real).mean() + softplus(fake).mean()  # Eq. 2
-        return self._joint(reconstruction, softplus(-fake).mean())
+        real = self.train_discriminator(images * region).float()  # logits (B,)
+        fake = self.train_discriminator(prediction * region).float()
+        adversarial = softplus(-self.judge(prediction * region).float()).mean()
+        discriminator_loss = softplus(-real).mean() + softplus(fake).mean()  # Eq. 2
+        return self.both_losses(self._joint(reconstruction, adversarial), discriminator_loss)
 
     def _joint(self, reconstruction: Any, adversarial: Any) -> Any:
         """lambda_rec L_rec + lambda_adv L_adv."""
@@ -149,8 +154,16 @@ class ContextNetSupervisor(AdversarialSupervisor):
             outside = self.place_blocks(outside, self.generator)
         else:
             outside[:, :, middle(H), middle(W)] = 0
-        shown = max_pool2d(outside, 2 * self.overlap + 1, stride=1, padding=self.overlap)
+        shown = max_pool2d(outside, 2 * self.border + 1, stride=1, padding=self.border)
         return outside == 0, shown == 0
+
+    @property
+    def chance_loss(self) -> float | None:
+        """Predicting the mean of the region's pixels, against an undecided discriminator; None without images."""
+        if not self.has_data:
+            return None
+        where = map(middle, self.images.shape[1:]) if self.region == "center" else ()
+        return self._joint(mean_prediction_loss(self.images, self.preprocessing, *where), math.log(2))
 
     def show_reconstruction(self, path: str | Path, dataset: Any = None, count: int = 8) -> Path:
         """Writes a PNG with a row for each image: with its hole, whole, predicted, and with the prediction in the hole.
@@ -176,27 +189,10 @@ def middle(side: int) -> slice:
     return slice(side // 4, side // 4 + side // 2)
 
 
-class MapNet(CombinedNet):
-    """A backbone and a predictor that takes its features place by place, before they are pooled.
-
-    Shape:
-        images (B, C, H, W) -> the output of the predictor, which is given features (B, D, n) at n places: 49 of a map, which is
-        pooled to 7 x 7, the tokens of (B, tokens, D), or 1 of a vector.
-    """
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The prediction for images (B, C, H, W)."""
-        mapped = isinstance(self.backbone, EfficientFeatures)
-        output = self.backbone.map(images) if mapped else self.backbone(images)
-        if output.ndim == 4:
-            return self.predictor(adaptive_avg_pool2d(output, GRID).flatten(2))
-        return self.predictor(output.transpose(1, 2) if output.ndim == 3 else output[:, :, None])
-
-
 class ChannelwiseLinear(nn.Module):
-    """A fully connected layer for each channel: from all places of its map to all places of another one.
+    """A fully connected layer for each channel: from all positions of its map to all positions of another one.
 
-    With n places there and m here it has D n m weights where one over all channels would have D^2 n m.
+    From n to m positions it has D n m weights, where one layer over all channels would have D^2 n m.
 
     Shape:
         (B, D, n) -> (B, D, m).
@@ -215,15 +211,23 @@ class ChannelwiseLinear(nn.Module):
 
 
 class ContextDecoder(nn.Sequential):
-    """The channel-wise layer, a convolution of stride 1 across the channels, and the way up to an image.
+    """The channel-wise layer, a convolution of stride 1 across the channels, and upsampling to an image.
 
+    Args:
+        maps: (D, h, w) of the maps that come in; larger ones than 7 x 7 are pooled.
+        shape: (C, H, W) of the images.
+        width: channels after the convolution.
     Shape:
-        features (B, D, n) at n places -> images (B, C, H, W).
+        maps (B, D, h, w) -> images (B, C, H, W).
     """
 
-    def __init__(self, features: int, places: int, shape: tuple[int, int, int], width: int = 128) -> None:
+    def __init__(self, maps: tuple[int, int, int], shape: tuple[int, int, int], width: int = 128) -> None:
+        features, *size = maps
+        pooled = tuple(min(side, GRID) for side in size)
         super().__init__(
-            ChannelwiseLinear(features, places, GRID**2),
+            nn.AdaptiveAvgPool2d(pooled),
+            nn.Flatten(2),
+            ChannelwiseLinear(features, math.prod(pooled), GRID**2),
             nn.Unflatten(2, (GRID, GRID)),
             nn.Conv2d(features, width, 1, bias=False),
             nn.BatchNorm2d(width),

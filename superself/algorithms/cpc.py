@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from superself.augment.recipes import is_small
 from superself.basics.validate import require_count, require_positive
 from superself.data import Batch, to_float
 from superself.evaluation.figures import show_columns
-from superself.networks import CombinedNet, build_backbone, feature_width, tile_width, use_layer_norm
+from superself.networks import CombinedNet, build_backbone, feature_width, tile_width
 from superself.supervisor import Supervisor
 
 DIRECTIONS: tuple[
@@ -114,8 +113,8 @@ class ContrastivePredictiveCodingSupervisor(Supervisor):
     def _build(self) -> None:
         self.loss = self.given.loss or nn.CrossEntropyLoss()
         size, _, grid, distances = self._geometry(self.network_shape)
-        build = layer_normed if self.layer_norm else build_backbone
-        backbone = build(self.given.backbone, self.network_shape)
+        norm = "layer" if self.layer_norm else "batch"
+        backbone = build_backbone(self.given.backbone, self.network_shape, norm=norm)
         width = tile_width(backbone, self.network_shape, size, "a larger patch_size")
         self.model = CombinedNet(backbone, self.given.predictor or nn.Linear(width, 64))  # z, then V z
         self.context = self.given.context or MaskedContext(width)
@@ -256,12 +255,3 @@ def default_augment(size: int) -> str | Transform:
     if not is_small(size):
         return "cpc"
     return Compose([RandomHorizontalFlip(), ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), RandomGrayscale(0.25)])
-
-
-def layer_normed(backbone: str | nn.Module | None, shape: tuple[int, int, int]) -> nn.Module:
-    """``build_backbone``, with layer norm in place of batch norm; a module is changed in place."""
-    network = use_layer_norm(build_backbone(backbone, shape))
-    if not isinstance(backbone, nn.Module):
-        network.description += ", layer norm"
-        network.rebuild = functools.partial(layer_normed, backbone, shape)
-    return network

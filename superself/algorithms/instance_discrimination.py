@@ -97,7 +97,7 @@ class InstanceDiscriminationSupervisor(JointEmbedding):
         if self.proximal:
             loss = loss + self.proximal * (unit - row).square().sum(1).mean()  # Sec. 3.3
         self.note("cosine_to_own_row", (unit.detach() * row).sum(1))
-        self.bank.remember(data.index, embedding)  # written after the step
+        self.bank.remember(embedding, data.index)  # written after the step
         return loss
 
     def _after_step(self) -> None:

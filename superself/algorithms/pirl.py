@@ -129,7 +129,7 @@ class PIRLSupervisor(JointEmbedding):
         puzzle_loss, view_loss = (self.loss(e.float(), row, negatives, own) for e in (puzzle, embedding))
         self.note("puzzle_loss", puzzle_loss)
         self.note("view_loss", view_loss)
-        self.bank.remember(data.index, embedding)  # written after the step
+        self.bank.remember(embedding, data.index)  # written after the step
         return self.weight * puzzle_loss + (1 - self.weight) * view_loss  # Eq. 5
 
     def _puzzles(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Split-brain autoencoder: tell the colours from the lightness, and the lightness from the colours."""
+"""Split-brain autoencoder: predict the colours from the lightness, and the lightness from the colours."""
 
 from __future__ import annotations
 
@@ -12,10 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, interpolate
 
-from superself.data import ImageSpec
+from superself.basics.validate import require_count
+from superself.data import Batch
 from superself.evaluation.figures import show_columns
-from superself.networks import Decoder, HalvesNet, PerHalf, Pool, Upsampling, build_halves, feature_width, keep_rgb
-from superself.networks.modes import evaluation_mode
+from superself.networks import (
+    Decoder,
+    HalvesNet,
+    PerHalf,
+    Upsampling,
+    build_halves,
+    map_shape,
+    without_normalization,
+)
 from superself.supervisor import Supervisor
 
 ANNEALING = (
@@ -26,37 +34,37 @@ ANNEALING = (
 class SplitBrainNetSupervisor(Supervisor):
     """Two halves of a network: one predicts the colour ab from the lightness L, the other L from ab, as classes on a small map.
 
-    L = cross-entropy of the bin of ab, predicted from L, plus that of the bin of L, predicted from ab, averaged over places and
-    images. Knowing nothing gives what predicting the frequencies of the bins gives, the same for every image; 0 would be perfect
-    and is out of reach, since the lightness of a thing does not tell its colour. Neither half sees what it has to predict.
+    L = cross-entropy of the bin of ab, predicted from L, plus that of the bin of L, predicted from ab, averaged over positions
+    and images. Chance level: predicting the frequencies of the bins, the same for every image; 0 is out of reach, since
+    lightness does not determine colour. Neither half sees what it has to predict.
 
     Source: Zhang et al., Split-Brain Autoencoders, arXiv:1611.09842, Sec. 3.1 (Eq. 2), Sec. 3.2 (Eq. 3), Sec. 4.1: bins of
         10 x 10 units of ab and of 2 units of L, one-hot.
-    Deviations: the halves are two networks of full width; ab has the 261 bins that colours of sRGB fall into, where the paper
-        has 313; a place of the map has the mean colour of its part of the image; backbones that give vectors predict the map
-        through a ``Decoder``; Adam (lr 1e-3 and batches of 64 were tried on CIFAR-10, with small halves).
+    Deviations: the halves are two networks of full width; ab has the 261 bins that contain colours of sRGB, where the paper
+        has 313; a position of the map has the mean colour of its part of the image; backbones without maps predict through a
+        ``Decoder``; any optimizer.
     Args:
-        dataset: see Supervisor, as are the options that are not listed here; ``normalize`` is not taken.
+        dataset: see Supervisor, also for the options that are not listed here; ``normalize`` is not accepted.
         ab_step: side of the bins of ab.
         l_step: width of the bins of L.
         resolution: longer side of the predicted map, which is at most a quarter of the image's.
-        rebalance: count rare colours more, which makes bolder pictures: 1 / (p / 2 + 1 / 2Q) for one of Q bins with the share p
-            of the batch, as in arXiv:1603.08511 without its smoothing of p.
+        rebalance: give rare colours more weight, which makes bolder pictures: 1 / (p / 2 + 1 / 2Q) for one of Q bins with the
+            share p of the batch, as in arXiv:1603.08511 without its smoothing of p.
         backbone: None for two EfficientFeatures, a name for two of these, a pair (for L, for ab), or LabHalves.
-        predictor: from the outputs of the halves to the logits of ab (B, Q, h, w) and of L (B, 50, h, w).
+        predictor: from the feature maps of the halves to the logits of ab (B, Q, h, w) and of L (B, 50, h, w).
         loss: of (logits (B, Q, h, w), bins (B, h, w), weights of the bins (Q,) or None); None for the cross-entropy.
     Shape:
-        data: images (B, 3, H, W) and their places (B,) -> loss ().
+        batch of images (B, 3, H, W) -> loss ().
     Raises:
-        ValueError: if the images are not RGB, ``normalize`` is given, or a number is out of its range.
+        ValueError: if the images are not RGB, ``normalize`` is given, or a number is out of range.
         TypeError: if ``backbone`` is a single module.
     """
 
     family = "predictive"
     loss_meaning = "cross-entropy of the bin of the colour plus that of the lightness; lower is better"
     likely_causes = (
-        "too few steps: how frequent colours are is learnt first, what they belong to comes later",
-        "the learning rate is too high for this optimiser (try a tenth of it)",
+        "too few steps: the frequencies of colours are learnt first, what they belong to comes later",
+        "the learning rate is too high for this optimizer (try a tenth of it)",
         "the images have hardly any colour, or colours that do not depend on what is shown",
     )
 
@@ -73,30 +81,46 @@ class SplitBrainNetSupervisor(Supervisor):
         collate_fn: Callable[..., Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(None, dataset, loss or cross_entropy, collate_fn, **keep_rgb(options))
-        if not 2 <= ab_step <= 100 or not 0 < l_step <= 50 or resolution < 1:
+        super().__init__(None, dataset, loss, collate_fn, **without_normalization(options))
+        if not 2 <= ab_step <= 100 or not 0 < l_step <= 50:
             raise ValueError(
-                f"ab_step={ab_step}, l_step={l_step}, resolution={resolution} give no bins or no map; pass ab_step from 2 to "
-                "100, l_step above 0 and up to 50, and resolution >= 1."
+                f"ab_step={ab_step} and l_step={l_step} make no bins; pass ab_step from 2 to 100, and l_step above 0 "
+                "and up to 50."
             )
-        self.rebalance = rebalance
-        sides = self.images.shape[1:]
-        shrink = max(4, max(sides) / resolution)
-        size = tuple(max(1, round(side / shrink)) for side in sides)
-        self.bins = LabBins(ab_step, l_step, size)
-        backbone = build_halves(backbone, self.images.shape)
+        require_count("resolution", resolution, "is the longer side of the predicted map")
+        self.ab_step, self.l_step, self.resolution, self.rebalance = ab_step, l_step, resolution, rebalance
+        self.given.backbone, self.given.predictor = backbone, predictor
+        self._chance: float | None = None
+
+    def _build(self) -> None:
+        self.loss = self.given.loss or cross_entropy
+        sides = self.network_shape[1:]
+        shrink = max(4, max(sides) / self.resolution)
+        size = tuple(max(1, round(side / shrink)) for side in sides)  # of the map, for images of any size
+        self.bins = LabBins(self.ab_step, self.l_step, size)
+        backbone = build_halves(self.given.backbone, self.network_shape)
+        predictor = self.given.predictor
         if predictor is None:
             predictor = PerHalf(
                 map_head(backbone.lightness, (1, *sides), (len(self.bins.ab), *size)),
                 map_head(backbone.colour, (2, *sides), (len(self.bins.lightness), *size)),
             )
-        self.model = HalvesNet(backbone, predictor)  # F1 and F2
-        self._chance: float | None = None
+        self.model = HalvesNet(backbone, predictor, maps=True)  # F1 and F2
+
+    def _forward(self, data: Batch) -> Tensor:
+        (images,) = self.views(data)  # (B, 3, H, W) in [0, 1]
+        ab_logits, l_logits = self.model(images)  # F1 of L: (B, Q, h, w); F2 of ab: (B, 50, h, w)
+        ab, lightness = self.bins(self.model.backbone.lab(images))  # (B, h, w) each
+        weights = rare_first(self.bins.shares(ab, lightness)[0]) if self.rebalance else None
+        ab_loss, l_loss = self.loss(ab_logits.float(), ab, weights), self.loss(l_logits.float(), lightness, None)
+        self.note("ab_loss", ab_loss)
+        self.note("L_loss", l_loss)
+        return ab_loss + l_loss  # Eq. 2, twice
 
     @property
     def chance_loss(self) -> float | None:
-        """Entropy of the bins in the data, of ab and of L: what one answer for all images gives at best; None without images."""
-        if self._chance is None and len(self.images) and not isinstance(self.images, ImageSpec):
+        """Entropy of the bins in the data, of ab and of L: the best single answer for all images; None without images."""
+        if self._chance is None and self.has_data:
             parts = self.images.sample(512).split(32)
             labs = (self.model.backbone.lab(self.preprocessing(part.to(self.device))) for part in parts)
             ab, lightness = (torch.cat(bins) for bins in zip(*map(self.bins, labs), strict=True))
@@ -105,13 +129,6 @@ class SplitBrainNetSupervisor(Supervisor):
                 ab_share = ab_share * rare_first(ab_share)
             self._chance = sum(torch.special.entr(p / p.sum()).sum().item() for p in (ab_share, l_share))
         return self._chance
-
-    def _forward(self, data: tuple[Tensor, Tensor]) -> Tensor:
-        images = self.preprocessing(data[0])  # (B, 3, H, W) in [0, 1]
-        ab_logits, l_logits = self.model(images)  # F1 of L: (B, Q, h, w); F2 of ab: (B, 50, h, w)
-        ab, lightness = self.bins(self.model.backbone.lab(images))  # (B, h, w) each
-        weights = rare_first(self.bins.shares(ab, lightness)[0]) if self.rebalance else None
-        return self.loss(ab_logits.float(), ab, weights) + self.loss(l_logits.float(), lightness, None)  # Eq. 2, twice
 
     def show_reconstruction(self, path: str | Path, dataset: Any = None, count: int = 8) -> Path:
         """Writes a PNG with a row for each image: the image; its L; the ab predicted from it; its ab; the L predicted from it.
@@ -137,7 +154,7 @@ class SplitBrainNetSupervisor(Supervisor):
 
 
 class LabBins(nn.Module):
-    """The bins of ab and of L at every place of a small map.
+    """The bins of ab and of L at every position of a small map.
 
     Args:
         ab_step: side of the square bins of ab.
@@ -154,7 +171,7 @@ class LabBins(nn.Module):
         self.register_buffer("ab", middles.clone(), persistent=False)  # (Q, 2)
         self.register_buffer("bin_of_cell", bin_of_cell.clone(), persistent=False)  # (G, G)
         lightness = (torch.arange(math.ceil(100 / l_step)) + 0.5) * l_step
-        self.register_buffer("lightness", lightness, persistent=False)  # (50,), middles too
+        self.register_buffer("lightness", lightness, persistent=False)  # (50,), the middle of each bin
 
     def forward(self, lab: Tensor) -> tuple[Tensor, Tensor]:
         """The bin of the mean colour of each part of the images."""
@@ -164,19 +181,19 @@ class LabBins(nn.Module):
         return self.bin_of_cell[a, b], (lab[:, 0] / self.l_step).long().clamp(0, len(self.lightness) - 1)
 
     def shares(self, ab: Tensor, lightness: Tensor) -> tuple[Tensor, Tensor]:
-        """What share of the places each bin has: (Q,) of ab, (50,) of L."""
+        """Which fraction of the positions each bin has: (Q,) of ab, (50,) of L."""
         pairs = (ab, self.ab), (lightness, self.lightness)
         return tuple(torch.bincount(found.flatten(), minlength=len(bins)) / found.numel() for found, bins in pairs)
 
     def annealed_means(self, ab_logits: Tensor, l_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """A colour (B, 2, h, w) and a lightness (B, 1, h, w) for each place, between the mean of the bins and the likeliest."""
+        """A colour (B, 2, h, w) and a lightness (B, 1, h, w) for each position, between the mean and the mode of the bins."""
         ab, lightness = ((logits.float() / ANNEALING).softmax(1).movedim(1, -1) for logits in (ab_logits, l_logits))
         return (ab @ self.ab).movedim(-1, 1), (lightness @ self.lightness)[:, None]
 
 
 @cache
 def ab_grid(step: float) -> tuple[Tensor, Tensor]:
-    """The cells of a grid over ab that have colours of sRGB in them, and for every cell the nearest of these.
+    """The cells of a grid over ab that contain colours of sRGB, and for every cell the nearest of these.
 
     The outermost colours are found on the faces of the cube of RGB; every colour inside has its ab between those of others.
 
@@ -200,25 +217,20 @@ def ab_grid(step: float) -> tuple[Tensor, Tensor]:
 
 
 def rare_first(share: Tensor) -> Tensor:
-    """Weights (Q,) of bins that have these shares of the places: the rarer, the larger."""
+    """Weights (Q,) of bins with these shares of the positions: the rarer, the larger."""
     return 1 / (share / 2 + 1 / (2 * len(share)))
 
 
 def map_head(half: nn.Module, shape: tuple[int, int, int], target: tuple[int, int, int]) -> nn.Module:
-    """A head from what a half gives for images of ``shape`` to logits of the shape ``target``; from maps where it has some."""
-    width = feature_width(half, shape)
-    reference = next(half.parameters(), torch.zeros(()))
-    with torch.no_grad(), evaluation_mode(half):
-        images = torch.zeros(2, *shape, device=reference.device, dtype=reference.dtype)
-        output = half.map(images) if hasattr(half, "map") else half(images)
-    if output.ndim != 4:
-        return nn.Sequential(Pool(), Decoder(width, target))
-    head = Upsampling(output.shape[1], target, width=128, start=tuple(output.shape[2:]))
-    return nn.Sequential(nn.Unflatten(1, output.shape[1:]), head) if hasattr(half, "map") else head
+    """A head from the feature maps of a half, for its inputs of ``shape``, to logits of the shape ``target``."""
+    width, *size = map_shape(half, shape)
+    if size == [1, 1]:
+        return nn.Sequential(nn.Flatten(), Decoder(width, target))
+    return Upsampling(width, target, width=128, start=tuple(size))
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """RGB in [0, 1] of Lab (B, 3, H, W); colours that sRGB does not have are cut off."""
+    """RGB in [0, 1] of Lab (B, 3, H, W); colours outside sRGB are clipped."""
     from skimage.color import lab2rgb
 
     return torch.from_numpy(lab2rgb(lab.double().cpu().numpy(), channel_axis=1)).float()
