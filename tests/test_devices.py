@@ -1,4 +1,4 @@
-"""A step on an accelerator that is only pretended: its tensors have shapes and a device, and nothing is computed.
+"""A step on a simulated accelerator: its tensors have shapes and a device, and nothing is computed.
 
 Mixing devices raises, and so does everything that would make Python wait for a value that the accelerator computes.
 """
@@ -20,8 +20,8 @@ DEVICE = "cuda"
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # only compares two of them
 
 
-class PretendedAccelerator(FakeTensorMode):
-    """Tensors on the CPU are computed with as ever; those on the accelerator are pretended."""
+class SimulatedAccelerator(FakeTensorMode):
+    """Tensors on the CPU are computed with as ever; those on the accelerator are simulated."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         leaves = tree_leaves((args, kwargs or {}))
@@ -33,7 +33,7 @@ class PretendedAccelerator(FakeTensorMode):
 
 
 def move(module, device=None, **layout):
-    """What ``Module.to`` does to parameters and buffers, which pretended ones do not let themselves be done to."""
+    """What ``Module.to`` does to parameters and buffers, which does not work for simulated ones."""
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
@@ -44,23 +44,23 @@ def move(module, device=None, **layout):
 
 
 def no_optimizer():
-    """An optimiser that changes nothing: a pretended tensor has no gradient."""
+    """An optimizer that changes nothing: a simulated tensor has no gradient."""
     return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.algorithm.__name__ for case in CASES])
 def test_a_step_stays_on_the_accelerator_and_waits_for_nothing(case, monkeypatch):
-    supervisor = case.make(tiny_images(size=(80, 96)))  # so large that nothing is left out
+    supervisor = case.make(tiny_images(size=(80, 96)))  # large enough for every augmentation
     supervisor.supervise(epochs=1, batch_size=16, name="run", progress=False)  # what is measured once is known
     batch = supervisor.images.batch(torch.arange(8))
-    images, places = batch.images, batch.index
     monkeypatch.setattr(torch.Tensor, "backward", lambda self, **options: None)
-    with PretendedAccelerator(allow_non_fake_inputs=True):
+    with SimulatedAccelerator(allow_non_fake_inputs=True):
         supervisor._apply(lambda tensor: tensor.to(DEVICE))
         before = {name: id(tensor) for name, tensor in supervisor.state_dict(keep_vars=True).items()}
-        loss = supervisor._forward((images.to(DEVICE), places.to(DEVICE)))
+        loss = supervisor._forward(batch.to(DEVICE))
         optimizer = no_optimizer()
         supervisor._update(loss, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer))
+        supervisor._after_step()
         for name, tensor in supervisor.state_dict(keep_vars=True).items():
             assert tensor.device.type == DEVICE and id(tensor) == before[name], name
     assert loss.device.type == DEVICE and loss.shape == ()
@@ -71,18 +71,18 @@ def test_a_backbone_may_be_on_the_accelerator_before(case, monkeypatch):
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices=None: contextlib.nullcontext())  # asks the driver
     monkeypatch.setattr(nn.Module, "to", move)
     backbone = case.backbone()
-    with PretendedAccelerator(allow_non_fake_inputs=True):
+    with SimulatedAccelerator(allow_non_fake_inputs=True):
         backbone.to(DEVICE)
         supervisor = case.make(tiny_images(size=(80, 96)), backbone=backbone)
         assert supervisor.device.type == DEVICE
         supervisor.to(supervisor.device)  # as supervise() does
-        images, places = supervisor.images.load().batch(torch.arange(8))[:2]
-        assert supervisor._forward((images.to(DEVICE), places.to(DEVICE))).device.type == DEVICE
+        batch = supervisor.images.load().batch(torch.arange(8)).to(DEVICE)
+        assert supervisor._forward(batch).device.type == DEVICE
 
 
-def test_the_pretended_accelerator_refuses_what_a_real_one_would():
+def test_the_simulated_accelerator_refuses_what_a_real_one_would():
     network, images = TinyBackbone(), tiny_images(4) / 255
-    with PretendedAccelerator(allow_non_fake_inputs=True):
+    with SimulatedAccelerator(allow_non_fake_inputs=True):
         there = copy.deepcopy(network)._apply(lambda tensor: tensor.to(DEVICE))
         assert there(images.to(DEVICE)).device.type == DEVICE
         with pytest.raises(RuntimeError, match="device"):
@@ -91,4 +91,4 @@ def test_the_pretended_accelerator_refuses_what_a_real_one_would():
             there(images.to(DEVICE)).sum().item()
         with pytest.raises(Exception, match="nonzero"):
             images.to(DEVICE)[images.to(DEVICE) > 0.5]
-        assert images[images > 0.5].min() > 0.5  # on the CPU all is as ever
+        assert images[images > 0.5].min() > 0.5  # the CPU behaves as usual

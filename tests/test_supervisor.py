@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import inspect
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from torch import nn
 
 from superself import (
     BiGanSupervisor,
+    BYOLSupervisor,
     CombinedNet,
     ContextNetSupervisor,
     DenoiseNetSupervisor,
@@ -24,8 +26,12 @@ from superself import (
     JigsawNetSupervisor,
     RotateNetSupervisor,
     Supervisor,
+    Tracker,
 )
-from superself.training import read_checkpoint, warmup_cosine
+from superself.augment import PerImage
+from superself.networks import describe
+from superself.supervisor import Options
+from superself.training import GroupRule, read_checkpoint, warmup_cosine
 
 from cases import TinyBackbone, tiny_images
 
@@ -54,8 +60,7 @@ def read_rows(name):
 class StopsAt(RotateNetSupervisor):
     """Sends itself a signal after the step ``self.stop_at``."""
 
-    def _update(self, loss, optimizer, lr_scheduler):
-        super()._update(loss, optimizer, lr_scheduler)
+    def _after_step(self):
         if self.step + 1 == self.stop_at:
             os.kill(os.getpid(), self.signal)
 
@@ -87,8 +92,7 @@ def test_killed_outright_and_resumed_equals_uninterrupted():
         from superself import RotateNetSupervisor
 
         class Killed(RotateNetSupervisor):
-            def _update(self, *arguments):
-                super()._update(*arguments)
+            def _after_step(self):
                 if self.step == 7:
                     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -132,7 +136,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step():
 
 
 def test_a_full_disk_is_said_and_training_goes_on(monkeypatch):
-    from superself import supervisor as module
+    from superself.training import run as module
 
     calls = []
 
@@ -150,7 +154,7 @@ def test_a_full_disk_is_said_and_training_goes_on(monkeypatch):
 
 
 def test_a_run_is_stored_once_an_epoch_and_again_only_if_the_last_time_failed(monkeypatch):
-    from superself import supervisor as module
+    from superself.training import run as module
 
     write, calls = module.write_checkpoint, []
 
@@ -177,16 +181,28 @@ def test_probe_and_progress_change_no_weight(capsys):
     probed = rotatenet().supervise(epochs=2, batch_size=8, name="probed", probe=(labelled, labelled))
     assert_same(weights_of(plain), weights_of(probed))
     printed = capsys.readouterr().out
-    assert printed.count("kNN") == 2 and "knowing nothing gives 1.386" in printed
+    assert printed.count("kNN") == 2 and "chance level: 1.386" in printed
     rows = read_rows("probed")
     assert [row["epoch"] for row in rows] == ["1", "2"] and all(0 <= float(row["knn"]) <= 1 for row in rows)
 
 
-def test_line_of_an_epoch_tells_what_is_needed(capsys):
+def test_line_of_an_epoch_fits_100_columns_and_tells_what_is_needed(capsys):
     rotatenet().supervise(epochs=2, batch_size=8, name="run")
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 1/2"))
-    for part in ("loss ", "(chance 1.386)", "images/s", "waiting for data", "lr 0.001", "feature std", "rank", "left"):
-        assert part in line, part
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 2 and all(len(line) <= 100 for line in lines)
+    for part in ("loss ", "(chance 1.386)", "images/s", "feature spread", "accuracy", "left"):
+        assert part in lines[0], part
+
+
+def test_time_is_estimated_before_the_first_step(capsys):
+    printed = []
+
+    class Looks(RotateNetSupervisor):
+        def _before_epoch(self, epoch):
+            printed.append(capsys.readouterr().out)
+
+    Looks(tiny_images(20), backbone=TinyBackbone()).supervise(epochs=1, batch_size=8, name="run")
+    assert "1 epochs of 3 steps, stored as run.pt; about 1 s" in printed[0]
 
 
 def test_record_names_every_argument_and_version():
@@ -207,14 +223,14 @@ def test_collapse_is_said_with_its_causes(capsys):
 
     Collapses(tiny_images(), backbone=TinyBackbone()).supervise(epochs=3, batch_size=8, name="run")
     printed = capsys.readouterr().out
-    assert printed.count("The features collapse") == 1 and "no upright position" in printed
+    assert printed.count("features have collapsed") == 1 and "no upright position" in printed
 
 
 def test_a_loss_at_chance_is_said_with_its_causes(capsys):
     noise = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8)
     RotateNetSupervisor(noise, backbone=TinyBackbone(), seed=0).supervise(lr=1e-6, epochs=3, batch_size=32, name="run")
     printed = capsys.readouterr().out
-    assert printed.count("nothing has been learnt yet") == 1 and "no upright position" in printed
+    assert printed.count("no better than chance level") == 1 and "no upright position" in printed
 
 
 def test_pretrained_starts_from_stored_weights_and_a_new_optimiser():
@@ -264,7 +280,7 @@ def test_one_supervisor_loads_runs_over_different_images_in_turn():
     assert_same(weights_of(loaded), weights_of(supervisor))
 
 
-def test_load_builds_the_networks_of_a_subclass_of_ones_own():
+def test_load_builds_the_networks_of_a_users_subclass():
     class Mine(RotateNetSupervisor):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
@@ -279,16 +295,16 @@ def test_a_run_goes_on_with_larger_images_and_the_networks_it_had():
     trained.supervise(epochs=1, batch_size=8, name="run", progress=False)
     larger = RotateNetSupervisor(tiny_images(8, size=(72, 72)), backbone="squeezenet1_1")
     larger.supervise(epochs=1, batch_size=8, name="larger", pretrained="run", progress=False)
-    assert "stem for images of 16 x 16" in larger.get_backbone().description
+    assert "stem for images of 16 x 16" in describe(larger.get_backbone())
     assert larger.preprocessing.shape == (3, 72, 72) and larger.preprocessing.mean == trained.preprocessing.mean
     loaded = RotateNetSupervisor().load("larger")
-    assert "stem for images of 16 x 16" in loaded.get_backbone().description
+    assert "stem for images of 16 x 16" in describe(loaded.get_backbone())
     assert loaded.preprocessing == larger.preprocessing
     x = larger.preprocessing(tiny_images(4, size=(72, 72)))
     assert torch.equal(loaded.get_backbone().eval()(x), larger.get_backbone().eval()(x))
     resumed = RotateNetSupervisor(tiny_images(8, size=(72, 72)), backbone="squeezenet1_1")
     resumed.supervise(epochs=2, batch_size=8, name="larger", resume=True, progress=False)
-    assert "stem for images of 16 x 16" in resumed.get_backbone().description and resumed.step == 2
+    assert "stem for images of 16 x 16" in describe(resumed.get_backbone()) and resumed.step == 2
 
 
 @pytest.mark.parametrize("algorithm", [DenoiseNetSupervisor, ContextNetSupervisor, BiGanSupervisor])
@@ -333,7 +349,7 @@ def test_a_schedule_is_given_the_number_of_steps_where_it_asks_for_them(schedule
     assert seen == pytest.approx(rates)
 
 
-def test_a_loss_of_ones_own_has_no_chance_that_is_known(capsys):
+def test_a_given_loss_has_no_known_chance_level(capsys):
     DenoiseNetSupervisor(tiny_images(8), backbone=TinyBackbone(), loss=torch.nn.L1Loss()).supervise(
         epochs=1, batch_size=8, name="run"
     )
@@ -381,7 +397,7 @@ def test_load_leaves_the_random_state_alone():
 def test_base_class_takes_a_model_a_data_set_and_a_loss():
     class MeanColour(Supervisor):
         def _forward(self, data):
-            images = self.preprocessing(data[0])
+            (images,) = self.views(data)
             return self.loss(self.model(images), images.mean(dim=(2, 3)))
 
     model = CombinedNet(TinyBackbone(), nn.Linear(16, 3))
@@ -418,6 +434,14 @@ def test_weight_decay_goes_to_weights_only():
 @pytest.mark.parametrize(
     "settings, message",
     [
+        ({"lr": "auto"}, "lr='auto' must be a number"),
+        ({"lr": -1.0}, "lr=-1.0 must be finite and above 0"),
+        ({"precision": "bf8"}, "precision='bf8' is unknown"),
+        ({"seed": -1}, "seed=-1 must be a whole number"),
+        ({"resume": "yes"}, "resume='yes' must be True, False or \"auto\""),
+        ({"optimizer": "adamm"}, "optimizer='adamm' is unknown"),
+        ({"lr_scheduler": torch.optim.lr_scheduler.ExponentialLR}, "needs gamma"),
+        ({"trackers": [object]}, "which is not a Tracker"),
         ({"batch_size": 21}, r"batch_size=21 is larger than the data set \(20 images\).*pass batch_size <= 20"),
         ({"batch_size": 0}, "batch_size=0 must be a whole number of at least 1"),
         ({"epochs": 1.5}, "epochs=1.5 must be a whole number"),
@@ -428,7 +452,7 @@ def test_weight_decay_goes_to_weights_only():
 def test_settings_that_cannot_work_are_refused_before_the_first_step(settings, message):
     supervisor = rotatenet()
     before = weights_of(supervisor)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         supervisor.supervise(**{"batch_size": 8, "name": "run", **settings})
     assert_same(before, weights_of(supervisor))
     assert os.listdir() == []
@@ -486,3 +510,278 @@ def test_collate_fn_of_the_user_is_used():
     other = rotatenet().supervise(epochs=1, batch_size=8, name="other", progress=False)
     assert calls == [8, 8, 8]
     assert_same(weights_of(one), weights_of(other))
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+def test_load_keeps_hooks_on_networks_that_need_not_change():
+    rotatenet(backbone="squeezenet1_1").supervise(epochs=1, batch_size=8, name="run", progress=False)
+    supervisor, calls = RotateNetSupervisor(tiny_images(), backbone="squeezenet1_1"), []
+    supervisor.get_backbone().register_forward_hook(lambda *_: calls.append(1))
+    supervisor.load("run").get_backbone()(torch.zeros(2, 3, 16, 16))
+    assert calls == [1]
+
+
+def test_load_without_data_builds_no_network_only_to_discard_it(monkeypatch):
+    rotatenet(backbone="squeezenet1_1").supervise(epochs=1, batch_size=8, name="run", progress=False)
+    built = []
+    build = RotateNetSupervisor._build
+    monkeypatch.setattr(RotateNetSupervisor, "_build", lambda self: built.append(1) or build(self))
+    supervisor = RotateNetSupervisor()
+    assert built == [] and supervisor.model is None
+    supervisor.load("run")
+    assert built == [1]
+
+
+def test_load_reports_both_values_of_a_contradiction_and_uses_the_passed_one():
+    InstanceDiscriminationSupervisor(tiny_images(), backbone=TinyBackbone(), temperature=0.2).supervise(
+        epochs=1, batch_size=8, name="run", progress=False
+    )
+    supervisor = InstanceDiscriminationSupervisor(tiny_images(), backbone=TinyBackbone(), temperature=0.1)
+    with pytest.warns(UserWarning, match="temperature=0.1 was passed and the file has temperature=0.2"):
+        supervisor.load("run")
+    assert supervisor.temperature == 0.1
+    assert InstanceDiscriminationSupervisor(backbone=TinyBackbone()).load("run").loss.temperature == 0.2
+
+
+def test_attached_modules_are_stored_with_the_run_and_need_not_be_there_to_load_it():
+    supervisor = rotatenet()
+    supervisor.extra = nn.Linear(2, 2)
+    supervisor.supervise(epochs=1, batch_size=8, name="run", progress=False)
+    other = rotatenet()
+    other.extra = nn.Linear(2, 2)
+    assert torch.equal(other.load("run").extra.weight, supervisor.extra.weight)
+    assert not hasattr(rotatenet().load("run"), "extra")
+
+
+def test_a_supervisor_without_networks_says_what_to_do():
+    with pytest.raises(TypeError, match="RotateNetSupervisor has no self.model; pass a data set"):
+        RotateNetSupervisor().get_backbone()
+    with pytest.raises(TypeError, match="Supervisor has no self.model"):
+        Supervisor(dataset=tiny_images()).supervise(batch_size=8)
+
+
+# ---- data identity and names -----------------------------------------------------------------------------------------
+
+
+def test_a_bank_is_only_kept_for_the_same_images():
+    def make(seed):
+        return InstanceDiscriminationSupervisor(tiny_images(seed=seed), backbone=TinyBackbone())
+
+    trained = make(0).supervise(epochs=1, batch_size=8, name="run", progress=False)
+    assert torch.equal(make(0).load("run").bank.features, trained.bank.features)
+    assert not torch.equal(make(1).load("run").bank.features, trained.bank.features)
+    with pytest.raises(ValueError, match="data set: 16 other images then"):
+        make(1).supervise(epochs=2, batch_size=8, name="run", resume=True, progress=False)
+
+
+def test_a_second_run_of_the_same_name_keeps_the_first(capsys):
+    first = rotatenet().supervise(epochs=1, batch_size=8, name="run")
+    rotatenet(seed=1).supervise(epochs=2, batch_size=8, name="run")
+    assert "the run that was there is kept as run.1.pt" in capsys.readouterr().out
+    assert_same(weights_of(rotatenet().load("run.1")), weights_of(first))
+    assert read_checkpoint("run")["epoch"] == 2 and len(read_rows("run.1")) == 1
+    rotatenet().supervise(epochs=1, batch_size=8, name="run", overwrite=True, progress=False)
+    assert read_checkpoint("run")["epoch"] == 1 and not Path("run.2.pt").exists()
+
+
+def test_pretrained_may_go_on_under_the_same_name_with_the_old_file_kept():
+    first = rotatenet().supervise(epochs=1, batch_size=8, name="run", progress=False)
+    rotatenet().supervise(epochs=1, batch_size=8, name="run", pretrained=True, progress=False)
+    assert_same(weights_of(rotatenet().load("run.1")), weights_of(first))
+
+
+def test_resume_auto_continues_a_run_or_starts_one():
+    for epochs in (1, 3):
+        supervisor = rotatenet().supervise(epochs=epochs, batch_size=8, name="run", resume="auto", progress=False)
+    assert supervisor.step == 9 and not Path("run.1.pt").exists()
+    whole = rotatenet().supervise(epochs=3, batch_size=8, name="whole", progress=False)
+    assert_same(weights_of(supervisor), weights_of(whole))
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_unpacking_a_batch_gives_targets_or_an_error_and_never_positions():
+    class Unpacks(RotateNetSupervisor):
+        def _forward(self, data):
+            images, labels = data
+            seen.append(labels.clone())
+            return super()._forward(data)
+
+    seen = []
+    labelled = torch.utils.data.TensorDataset(tiny_images(16), torch.full((16,), 7))
+    Unpacks(labelled, backbone=TinyBackbone()).supervise(epochs=1, batch_size=8, name="a", progress=False)
+    assert torch.cat(seen).eq(7).all()
+    with pytest.raises(ValueError, match="this data set has no targets"):
+        Unpacks(tiny_images(16), backbone=TinyBackbone()).supervise(epochs=1, batch_size=8, name="b", progress=False)
+
+
+@pytest.mark.parametrize("wrong", [None, 1.0, torch.zeros(3)], ids=["None", "float", "vector"])
+def test_a_loss_that_is_not_a_scalar_is_refused_with_what_was_returned(wrong):
+    class Wrong(RotateNetSupervisor):
+        def _forward(self, data):
+            return wrong
+
+    with pytest.raises(TypeError, match="Wrong._forward returned .*, but a scalar loss is needed"):
+        Wrong(tiny_images(16), backbone=TinyBackbone()).supervise(epochs=1, batch_size=8, name="a", progress=False)
+
+
+# ---- hooks -----------------------------------------------------------------------------------------------------------
+
+
+class ToyDeepCluster(RotateNetSupervisor):
+    """Re-assigns classes before each epoch: looks at all images, resets the head, changes buffer and sampling weights."""
+
+    stop_at = None
+
+    def _build(self):
+        super()._build()
+        self.register_buffer("assignment", torch.zeros(len(self.images), dtype=torch.long))
+
+    def _before_epoch(self, epoch):
+        with torch.no_grad():
+            features = self.model.features(self.preprocessing(self.images.batch(torch.arange(len(self.images))).images))
+            centres = features[torch.randperm(len(features))[:4]]
+            self.assignment.copy_(torch.cdist(features, centres).argmin(1))
+        for layer in self.model.predictor.modules():
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+        self.run.reset_optimizer_state(self.model.predictor)
+        counts = self.assignment.bincount(minlength=4)
+        self.run.sampler.weights = (1 / counts[self.assignment]).double()
+
+    def _forward(self, data):
+        (view,) = self.views(data)
+        return self.loss(self.model(view), self.assignment[data.index])
+
+    def _after_step(self):
+        if self.step + 1 == self.stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("stop_at", [3, 4, 8])  # the end of an epoch, and within one
+def test_before_epoch_is_exact_under_resuming(stop_at):
+    def toy(**arguments):
+        return ToyDeepCluster(tiny_images(20), backbone=TinyBackbone(), **{"seed": 0, **arguments})
+
+    settings = {"batch_size": 8, "epochs": 4, "progress": False}
+    whole = toy().supervise(name="whole", **settings)
+    stopped = toy()
+    stopped.stop_at = stop_at
+    with pytest.raises(KeyboardInterrupt):
+        stopped.supervise(name="parts", **settings)
+    resumed = toy(seed=9).supervise(name="parts", resume=True, **settings)
+    assert_same(weights_of(resumed), weights_of(whole))
+    assert [row["loss"] for row in read_rows("parts")] == [row["loss"] for row in read_rows("whole")]
+
+
+def test_noted_values_are_means_in_csv_and_line_and_survive_resuming(capsys):
+    class Notes(StopsAt):
+        def _forward(self, data):
+            self.note("own_value", torch.tensor(float(self.step)))
+            return super()._forward(data)
+
+    def make(stop_at=None):
+        supervisor = Notes(tiny_images(16), backbone=TinyBackbone(), seed=0)
+        supervisor.stop_at, supervisor.signal = stop_at, signal.SIGINT
+        return supervisor
+
+    make().supervise(epochs=2, batch_size=4, name="whole")
+    assert "own value 1.5" in capsys.readouterr().out
+    assert [float(row["own_value"]) for row in read_rows("whole")] == [1.5, 5.5]
+    with pytest.raises(KeyboardInterrupt):
+        make(stop_at=6).supervise(epochs=2, batch_size=4, name="parts", progress=False)
+    make().supervise(epochs=2, batch_size=4, name="parts", resume=True, progress=False)
+    assert [float(row["own_value"]) for row in read_rows("parts")] == [1.5, 5.5]
+
+
+def test_a_tracker_sees_the_whole_run_and_changes_nothing():
+    class Collects(Tracker):
+        def __init__(self):
+            self.seen = []
+
+        def start(self, facts):
+            self.seen.append(("start", facts["algorithm"]))
+
+        def step(self, row):
+            self.seen.append(("step", row["step"]))
+
+        def epoch(self, row):
+            self.seen.append(("epoch", row["epoch"]))
+
+        def end(self, state):
+            self.seen.append(("end", state))
+
+    tracker = Collects()
+    tracked = rotatenet().supervise(epochs=2, batch_size=8, name="a", progress=False, trackers=[tracker])
+    assert tracker.seen[0] == ("start", "RotateNetSupervisor") and tracker.seen[-1] == ("end", "finished")
+    assert [value for kind, value in tracker.seen if kind == "epoch"] == [1, 2]
+    assert ("step", 1) in tracker.seen
+    assert_same(
+        weights_of(rotatenet().supervise(epochs=2, batch_size=8, name="b", progress=False)), weights_of(tracked)
+    )
+
+
+def test_a_group_of_parameters_may_have_its_own_learning_rate():
+    class Slow(RotateNetSupervisor):
+        def _group_rules(self):
+            return [GroupRule("model.backbone", lr_factor=0.1)]
+
+    supervisor = Slow(tiny_images(16), backbone=TinyBackbone())
+    supervisor.supervise(lr=0.1, epochs=1, batch_size=8, name="run", progress=False)
+    rates = {group["lr"] for group in supervisor.run.optimizer.param_groups}
+    assert rates == {0.1, pytest.approx(0.01)}
+
+
+@pytest.mark.parametrize("how", ["frozen", "detached"])
+def test_a_backbone_without_a_gradient_is_reported_after_the_first_step(how, capsys):
+    class Detached(RotateNetSupervisor):
+        def _forward(self, data):
+            (view,) = self.views(data)
+            return self.model.predictor(self.model.features(view).detach()).square().mean()
+
+    supervisor = (rotatenet if how == "frozen" else lambda: Detached(tiny_images(16), backbone=TinyBackbone()))()
+    if how == "frozen":
+        supervisor.get_backbone().requires_grad_(False)
+    supervisor.supervise(epochs=1, batch_size=8, name="run")
+    printed = capsys.readouterr().out
+    assert printed.count("Training does not change the backbone") == 1 and how in printed
+
+
+# ---- what a user sees ------------------------------------------------------------------------------------------------
+
+
+def test_supervise_returns_something_that_prints_as_one_line():
+    shown = repr(rotatenet().supervise(epochs=1, batch_size=8, name="run", progress=False))
+    assert "\n" not in shown and shown.startswith("RotateNetSupervisor(") and "1 epochs trained" in shown
+
+
+def test_options_are_those_of_the_signature():
+    keywords = inspect.signature(Supervisor).parameters
+    assert set(Options.__annotations__) | {"model", "dataset", "loss", "collate_fn", "augment"} == set(keywords)
+
+
+def test_hyper_parameters_are_checked_before_the_data_are_opened():
+    with pytest.raises(ValueError, match="temperature=-5 divides similarities"):
+        InstanceDiscriminationSupervisor("no/such/folder", temperature=-5, loss=nn.CrossEntropyLoss())
+    with pytest.raises(ValueError, match="rotations="):
+        RotateNetSupervisor("no/such/folder", rotations=(0, 360))
+
+
+def test_views_made_by_a_collate_function_are_used():
+    class Looks(BYOLSupervisor):
+        def _forward(self, data):
+            seen.append([view.shape for view in data.views])
+            return super()._forward(data)
+
+    seen = []
+    collate = PerImage(lambda image: [image, image.flip(2)])
+    supervisor = Looks(tiny_images(16), backbone=TinyBackbone(), collate_fn=collate)
+    supervisor.supervise(epochs=1, batch_size=8, name="run", progress=False)
+    assert seen[0] == [(8, 3, 16, 16)] * 2
+    with pytest.raises(ValueError, match="BYOLSupervisor needs 2 view"):
+        BYOLSupervisor(
+            tiny_images(16), backbone=TinyBackbone(), collate_fn=PerImage(lambda image: [image] * 3)
+        ).supervise(epochs=1, batch_size=8, name="other", progress=False)
