@@ -130,7 +130,9 @@ class EpochSampler:
         if self.weights is not None:
             order = order[self.weights[order] > 0]
             if len(order) == 0:
-                raise ValueError("all places have weight 0, so no image can be drawn; change the places or the weights.")
+                raise ValueError(
+                    "all places have weight 0, so no image can be drawn; change the places or the weights."
+                )
             edges = self.weights[order].cumsum(0)  # torch.multinomial has a limit of 2**24 places
             drawn = torch.rand(count, generator=generator, dtype=torch.float64) * edges[-1]
             return order[torch.searchsorted(edges, drawn, right=True).clamp(max=len(order) - 1)]
