@@ -8,6 +8,7 @@ from typing import Any
 
 from torchvision import datasets
 
+from superself.data.decode import Planes
 from superself.data.images import Images
 from superself.data.photographs import photos
 from superself.data.sources import FileSource, TensorSource, find_files, stack_images
@@ -50,18 +51,22 @@ def stl10(split: str = "train", root: str | Path = "dataset", download: bool = F
 
 
 def named_source(
-    name: str, size: tuple[int, int] | None = None, read: Callable[[Path], Any] | None = None
+    name: str,
+    size: tuple[int, int] | None = None,
+    read: Callable[[Path], Any] | None = None,
+    planes: Planes = None,
 ) -> FileSource | TensorSource | None:
     """The source that has this name, or None if there is none.
 
     Args:
         name: the name, with the split after a colon; "train" unless given.
         size: (H, W) that will be made of the images; the photographs are cut to it.
-        read: f(path) -> image, for class folders with file formats of one's own.
+        read: f(path) -> image, for class folders with custom file formats.
+        planes: which planes of TIFF stacks in class folders become channels.
     """
     name, _, rest = name.partition(":")
     if name == "imagefolder":
-        return _class_folders(Path(rest).expanduser(), read)
+        return _class_folders(Path(rest).expanduser(), read, planes)
     if name not in SPLITS:
         return None
     split = rest or "train"
@@ -71,13 +76,14 @@ def named_source(
     return (cifar10 if name == "cifar10" else stl10)(split).source
 
 
-def _class_folders(path: Path, read: Callable[[Path], Any] | None) -> FileSource:
+def _class_folders(path: Path, read: Callable[[Path], Any] | None, planes: Planes) -> FileSource:
     folders = sorted(folder for folder in path.glob("[!.]*") if folder.is_dir())
     files = [find_files(folder, any_extension=read is not None) for folder in folders]
     if not any(files):
         raise ValueError(f"{str(path)!r} has no folders with images in them; pass a folder with one folder a class.")
     labels = [label for label, inside in enumerate(files) for _ in inside]
-    return FileSource([file for inside in files for file in inside], read, labels, [folder.name for folder in folders])
+    paths, classes = [file for inside in files for file in inside], [folder.name for folder in folders]
+    return FileSource(paths, read, labels, classes, planes)
 
 
 def _check_split(name: str, split: str) -> None:

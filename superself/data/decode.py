@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_image, read_file
 
+Planes = str | tuple[int, ...] | None  # which planes of a TIFF stack become channels: "channels" for all, or numbers
 EXTENSIONS = {  # what a folder is searched for
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif"),
     *(".tif", ".tiff", ".pgm", ".ppm", ".pbm", ".npy"),
@@ -32,15 +34,15 @@ class Header(NamedTuple):
     dtype: str
 
 
-def read_header(path: Path) -> Header:
-    """The header of an image file; raises what the decoder raises when the file is no image."""
+def read_header(path: Path, planes: Planes = None) -> Header:
+    """The header of an image file; raises what the decoder raises when the file is not an image."""
     if path.suffix.lower() == ".npy":
         array = channels_last(np.load(path, mmap_mode="r"))
         return Header(*array.shape, stored_dtype(array.dtype))
     with open(path, "rb") as file:
-        image, decoder = _identify(file, path)
+        image, decoder = _identify(file, path, planes)
         if decoder == "tifffile":
-            array = _read_tiff(path, pixels=False)
+            array = _read_tiff(path, planes, pixels=False)
             return Header(*array.shape, stored_dtype(array.dtype))
         width, height = image.size
         if (
@@ -54,23 +56,25 @@ def read_header(path: Path) -> Header:
         return Header(height, width, 1 if grey else 3, dtype)
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_image(path: Path, size: tuple[int, int] | None = None, planes: Planes = None) -> np.ndarray:
     """An image file, upright, as (H, W, C) in uint8, uint16 or float32.
 
-    Grey is one channel and every colour space three, transparency lies on white; ``.npy`` and TIFF may have any number.
-    Of a GIF and of a TIFF with several pages it is the first.
+    Grey images have one channel and colour images three, whatever their colour space; ``.npy`` and TIFF may have any
+    number. Transparent pixels are blended with white. Animations (GIF, WebP, PNG) give their first frame.
 
     Args:
         path: the file.
-        size: (H, W) that will be made of it. A much larger JPEG is decoded at a half, quarter or eighth, which is
-            faster; never below twice this size.
+        size: (H, W) that the image will be resized to. A much larger JPEG is decoded at a half, quarter or eighth of
+            its size, which is faster; never below twice ``size``.
+        planes: which planes of a TIFF stack become channels: "channels" for all, or their numbers; None for all, if
+            they are channels according to the file, else an error.
     """
     if path.suffix.lower() == ".npy":
         return to_stored_dtype(channels_last(np.load(path)))
     with open(path, "rb") as file:
-        image, decoder = _identify(file, path)
+        image, decoder = _identify(file, path, planes)
         if decoder == "tifffile":
-            return to_stored_dtype(_read_tiff(path))
+            return to_stored_dtype(_read_tiff(path, planes))
         if decoder == "torchvision":
             return _read_png16(path)
         if size is not None and image.format in ("JPEG", "MPO"):
@@ -97,6 +101,10 @@ def from_pil(image: Image.Image) -> np.ndarray:
 
 def to_tensor(image: Any) -> Tensor:
     """A Pillow image, an array (H, W[, C]) or a tensor ([C, ]H, W) as a tensor (C, H, W) of a stored type."""
+    if isinstance(image, (bytes, bytearray)):
+        raise ValueError(
+            f"an image of type {type(image).__name__} is not decoded; return PIL.Image.open(io.BytesIO(data)) instead"
+        )
     if isinstance(image, Tensor):
         if image.ndim not in (2, 3):
             raise ValueError(f"a tensor of shape {tuple(image.shape)} is no image; give (C, H, W) or (H, W).")
@@ -193,7 +201,7 @@ def _covering(before: Sequence[int], size: tuple[int, int]) -> tuple[tuple[int, 
     return resized, (resized[0] - height) // 2, (resized[1] - width) // 2
 
 
-def _identify(file: BinaryIO, path: Path) -> tuple[Image.Image | None, str]:
+def _identify(file: BinaryIO, path: Path, planes: Planes) -> tuple[Image.Image | None, str]:
     """The opened image and the library that keeps its range: Pillow cuts some 16-bit files down to 8 bits."""
     try:
         image = Image.open(file)
@@ -203,8 +211,9 @@ def _identify(file: BinaryIO, path: Path) -> tuple[Image.Image | None, str]:
         raise UnidentifiedImageError(f"no known kind of image in {path.stat().st_size} bytes") from error
     if image.format == "PNG" and _png_bytes(file)[24] == 16 and _png_bytes(file)[25] != GREY_PNG:
         return image, "torchvision"
-    if image.format == "TIFF" and not (image.mode.startswith("I;16") or max(image.tag_v2.get(258, (1,))) <= 8):
-        return image, "tifffile"
+    if image.format == "TIFF":
+        whole_range = image.mode.startswith("I;16") or max(image.tag_v2.get(258, (1,))) <= 8
+        return image, "pillow" if whole_range and not _is_stack(path) else "tifffile"
     return image, "pillow"
 
 
@@ -230,14 +239,20 @@ def _read_png16(path: Path) -> np.ndarray:
     return _on_white(array) if array.shape[2] in (2, 4) else array
 
 
-def _read_tiff(path: Path, pixels: bool = True) -> np.ndarray:
-    """First page of a TIFF as (H, W, C); without ``pixels`` an array of the same shape and type."""
+def _read_tiff(path: Path, planes: Planes, pixels: bool = True) -> np.ndarray:
+    """The chosen planes of a TIFF as (H, W, C); without ``pixels`` an array of the same shape and type."""
     with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages[0]
-        array = page.asarray() if pixels else np.broadcast_to(np.zeros((), page.dtype), page.shape)
-    array = np.moveaxis(array, 0, -1) if page.axes.startswith("S") else array.reshape(*array.shape[:2], -1)
+        series, page = tiff.series[0], tiff.pages[0]
+        chosen = _chosen_planes(tiff, planes)
+        array = series.asarray() if pixels else np.broadcast_to(np.zeros((), series.dtype), series.shape)
+        axes = series.axes
+    if "S" not in axes:
+        array, axes = array[..., None], axes + "S"
+    array = np.moveaxis(array, [axes.index(axis) for axis in "YXS"], [-3, -2, -1])
+    array = array.reshape(-1, *array.shape[-3:])[chosen]  # (P, H, W, S)
     if page.extrasamples and page.extrasamples[-1] in (1, 2):  # transparency
-        array = _on_white(array) if pixels else array[:, :, :-1]
+        array = _on_white(array) if pixels else array[..., :-1]
+    array = np.moveaxis(array, 0, -2).reshape(*array.shape[1:3], -1)
     orientation = page.tags[ORIENTATION].value if ORIENTATION in page.tags else 1
     if orientation >= 5:
         array = array.swapaxes(0, 1)
@@ -248,9 +263,42 @@ def _read_tiff(path: Path, pixels: bool = True) -> np.ndarray:
     return array
 
 
+def _is_stack(path: Path) -> bool:
+    with tifffile.TiffFile(path) as tiff:
+        return math.prod(_stack_axes(tiff).values()) > 1 or _sizes(tiff) > 1
+
+
+def _stack_axes(tiff: tifffile.TiffFile) -> dict[str, int]:
+    """The axes besides height, width and samples of a pixel that are longer than 1, with their lengths."""
+    series = tiff.series[0]
+    return {axis: n for axis, n in zip(series.axes, series.shape, strict=True) if axis not in "YXS" and n > 1}
+
+
+def _sizes(tiff: tifffile.TiffFile) -> int:
+    """How many kinds of images a TIFF holds, smaller copies of its image left out."""
+    return 1 + sum(not series.pages[0].is_reduced for series in tiff.series[1:])
+
+
+def _chosen_planes(tiff: tifffile.TiffFile, planes: Planes) -> list[int]:
+    axes = _stack_axes(tiff)
+    count = math.prod(axes.values())
+    if planes is None and _sizes(tiff) > 1:
+        raise ValueError(f"a file with images of {_sizes(tiff)} sizes; pass planes=0 to read the first, or split it")
+    if planes is None and not set(axes) <= {"C"}:
+        raise ValueError(
+            f"a stack of {count} planes (axes {tiff.series[0].axes}) that may not be channels; "
+            'pass planes="channels" to read all as channels, or the numbers of some, as in planes=0 or planes=(0, 2)'
+        )
+    if planes is None or planes == "channels":
+        return list(range(count))
+    if max(planes) >= count:
+        raise ValueError(f"planes={planes}, but the file has {count} planes, numbered from 0 to {count - 1}")
+    return list(planes)
+
+
 def _on_white(array: np.ndarray) -> np.ndarray:
-    """The colours of (H, W, C + 1) over white, the last channel being how opaque they are."""
+    """The colours of (..., C + 1) blended with white; the last channel is the opacity."""
     full = 1.0 if array.dtype.kind == "f" else np.iinfo(array.dtype).max
-    colour, opaque = array[:, :, :-1].astype(np.float64), array[:, :, -1:] / full
+    colour, opaque = array[..., :-1].astype(np.float64), array[..., -1:] / full
     flat = colour * opaque + full * (1 - opaque)
     return (flat if array.dtype.kind == "f" else flat.round()).astype(array.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -211,10 +212,24 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         self._fetch.entropy = (getattr(self.sampler, "seed", 0), getattr(self.sampler, "epoch", 0))
-        batches = map(self._fetch.__getitems__, self.sampler) if self._loader is None else self._loader
+        batches = map(self._fetch.__getitems__, self.sampler) if self._loader is None else self._batches_of_workers()
         for batch in batches:
             self.images.report_broken(batch.broken)
             yield batch.pin_memory() if self._pin and self._loader is None else batch
+
+    def _batches_of_workers(self) -> Iterator[Batch]:
+        try:
+            yield from self._loader
+        except RuntimeError as error:
+            in_worker = "bootstrapping phase" in str(error)
+            in_parent = "exited unexpectedly" in str(error) and multiprocessing.get_start_method() != "fork"
+            if not (in_worker or in_parent):
+                raise
+            raise RuntimeError(
+                "worker processes import the script again where they are spawned, and this script starts training on "
+                'import; put the code that trains below `if __name__ == "__main__":`. If it is there already, a worker '
+                "was stopped from outside, for example for lack of memory."
+            ) from error
 
 
 class _Fetch(Dataset):

@@ -100,8 +100,9 @@ class Preprocessing:
             low, high = images.sample(64).aminmax()
             if low < 0 or high > 1:
                 warnings.warn(
-                    f"the images are floating-point numbers from {low:.4g} to {high:.4g}; views that change brightness or "
-                    "colours, and Lab, cut off what is outside [0, 1]: pass images in that range, which are normalised here.",
+                    f"the images are floating-point numbers from {low:.4g} to {high:.4g}, and views that change brightness "
+                    "or colour, and Lab, clip values outside [0, 1]; divide them by their largest possible value (255 for "
+                    "8 bits), or pass uint8. They are normalised here.",
                     stacklevel=2,
                 )
         if normalize is None:
@@ -119,6 +120,12 @@ class Preprocessing:
             raise ValueError(
                 f"the batch has {images.shape[1]} channels, the preprocessing was made for {len(self.mean)}; "
                 "pass images like those it was trained on."
+            )
+        if images.dtype in FULL_SCALE and self.dtype == "float32" and not all(0 <= mean <= 1 for mean in self.mean):
+            raise ValueError(
+                f"the batch is {str(images.dtype).removeprefix('torch.')}, and the preprocessing was measured on float32 "
+                f"images with means {[round(mean, 3) for mean in self.mean]}, which are not in [0, 1]; "
+                "pass float32 images of the same range."
             )
         return (to_float(images) - _constant(self.mean, images.device)) / _constant(self.std, images.device)
 

@@ -17,7 +17,16 @@ from torch import Tensor
 
 from superself.basics.random import preserve_random_state
 from superself.data.batch import MASK_KEYS, TARGET_KEYS, are_classes, stack_targets
-from superself.data.decode import EXTENSIONS, Header, read_header, read_image, to_numpy, to_stored_dtype, to_tensor
+from superself.data.decode import (
+    EXTENSIONS,
+    Header,
+    Planes,
+    read_header,
+    read_image,
+    to_numpy,
+    to_stored_dtype,
+    to_tensor,
+)
 
 ITEM_KEYS = ("image", "img", "pixel_values")  # of an item that is a dict; else its first value is the image
 FINGERPRINTED = 64  # images whose pixels are hashed, where there are no files
@@ -40,6 +49,7 @@ class FileSource:
         read: f(path) -> image, for formats of one's own; every file is then read once to learn its size.
         targets: one per file, for example its class.
         classes: the names of the classes.
+        planes: which planes of a TIFF stack become channels, as in ``read_image``.
     """
 
     repeatable = True
@@ -50,8 +60,9 @@ class FileSource:
         read: Callable[[Path], Any] | None = None,
         targets: Any = None,
         classes: list[str] | None = None,
+        planes: Planes = None,
     ) -> None:
-        self.paths, self.custom_read, self.classes = list(paths), read, classes
+        self.paths, self.custom_read, self.classes, self.planes = list(paths), read, classes, planes
         self.targets = as_targets(targets, len(self))
 
     def __len__(self) -> int:
@@ -68,10 +79,12 @@ class FileSource:
     def read(self, place: int, size: tuple[int, int] | None) -> Sample:
         """The image at a place as (C, H, W); ``size`` is what will be made of it."""
         path = self.paths[place]
-        return Sample(to_tensor(self.custom_read(path) if self.custom_read else read_image(path, size)))
+        return Sample(to_tensor(self.custom_read(path) if self.custom_read else read_image(path, size, self.planes)))
 
     def content(self) -> Iterator[bytes]:
         """The names of the files below the folder that holds them all, and their sizes."""
+        if self.planes is not None:
+            yield f"planes {self.planes}\n".encode()
         root = os.path.commonpath([path.absolute().parent for path in self.paths])
         for path in self.paths:
             size = path.stat().st_size if path.is_file() else -1
@@ -79,7 +92,9 @@ class FileSource:
 
     def _header(self, place: int) -> Header | str:
         try:
-            return header_of(self.read(place, None)[0]) if self.custom_read else read_header(self.paths[place])
+            if self.custom_read:
+                return header_of(self.read(place, None).image)
+            return read_header(self.paths[place], self.planes)
         except Exception as error:  # reported by the caller, with the file
             return describe_error(error)
 

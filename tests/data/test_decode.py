@@ -30,12 +30,12 @@ def write_png16(path, pixels):
     )
 
 
-def check_reads(path, expected, tolerance=0):
+def check_reads(path, expected, tolerance=0, planes=None):
     """The file reads as ``expected`` (H, W, C), and its header foretells it."""
-    image = read_image(path)
+    image = read_image(path, planes=planes)
     assert image.dtype == expected.dtype and image.shape == expected.shape
     assert np.abs(image.astype(float) - expected.astype(float)).max() <= tolerance
-    assert read_header(path) == Header(*expected.shape, str(expected.dtype))
+    assert read_header(path, planes) == Header(*expected.shape, str(expected.dtype))
 
 
 @pytest.mark.parametrize("extension", ["png", "bmp", "tif", "webp", "ppm"])
@@ -146,6 +146,66 @@ def test_float_tiff_and_many_channels_are_kept(tmp_path):
     bands = np.random.default_rng(0).random((6, 5, 7), dtype=np.float32)
     tifffile.imwrite(tmp_path / "bands.tif", bands, photometric="minisblack", planarconfig="separate")
     check_reads(tmp_path / "bands.tif", np.moveaxis(bands, 0, 2))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("kind", ["OME", "ImageJ", "axes", "colour"])
+def test_channel_axis_of_a_tiff_gives_the_channels(tmp_path, noise, kind, dtype):
+    planes = np.stack([noise(5, 7, 1) for _ in range(3)]).astype(dtype)
+    path = tmp_path / ("stack.ome.tif" if kind == "OME" else "stack.tif")
+    options = {"metadata": {"axes": "CYX"}, "photometric": "minisblack", "imagej": kind == "ImageJ"}
+    if kind == "colour":
+        planes = np.stack([planes] * 2)
+        tifffile.imwrite(path, np.moveaxis(planes, 1, -1), photometric="rgb", metadata={"axes": "CYXS"})
+    else:
+        tifffile.imwrite(path, planes, **options)
+    check_reads(path, np.moveaxis(planes.reshape(-1, 5, 7), 0, -1))
+
+
+def stack_files(folder, planes):
+    """The same planes as a Z stack of ImageJ and of OME, as pages without axes, and as pages that Pillow wrote."""
+    tifffile.imwrite(folder / "imagej.tif", planes, imagej=True, metadata={"axes": "ZYX"})
+    tifffile.imwrite(folder / "z.ome.tif", planes, metadata={"axes": "ZYX"}, photometric="minisblack")
+    pages = [Image.fromarray(plane) for plane in planes]
+    pages[0].save(folder / "pages.tif", save_all=True, append_images=pages[1:])
+    with tifffile.TiffWriter(folder / "sizes.tif") as writer:
+        for plane in planes:
+            writer.write(plane, metadata=None)
+    return sorted(folder.glob("*.tif"))
+
+
+def test_stacks_whose_planes_may_not_be_channels_are_refused_unless_planes_are_chosen(tmp_path, noise):
+    planes = np.stack([noise(5, 7, 1) for _ in range(4)])
+    files = stack_files(tmp_path, planes)
+    assert len(files) == 4
+    for path in files:
+        for read in (read_header, read_image):
+            with pytest.raises(ValueError, match=r'a stack of 4 planes \(axes .*pass planes="channels".*planes=0'):
+                read(path)
+            with pytest.raises(ValueError, match=r"planes=\(1, 4\), but the file has 4 planes, numbered from 0 to 3"):
+                read(path, planes=(1, 4))
+        check_reads(path, np.moveaxis(planes, 0, -1), planes="channels")
+        check_reads(path, np.moveaxis(planes[[2]], 0, -1), planes=(2,))
+        check_reads(path, np.moveaxis(planes[[3, 0]], 0, -1), planes=(3, 0))
+
+
+def test_pages_of_other_sizes_are_refused_and_reduced_ones_ignored(tmp_path, noise):
+    image, small = noise(10, 14, 1), noise(6, 5, 1)
+    for subfiletype in (0, 1):
+        with tifffile.TiffWriter(tmp_path / f"{subfiletype}.tif") as writer:
+            writer.write(image, metadata=None)
+            writer.write(small, metadata=None, subfiletype=subfiletype)
+    check_reads(tmp_path / "1.tif", image[:, :, None])
+    with pytest.raises(ValueError, match="images of 2 sizes"):
+        read_image(tmp_path / "0.tif")
+    check_reads(tmp_path / "0.tif", image[:, :, None], planes=(0,))
+
+
+def test_planes_of_files_that_are_no_stacks_are_their_one_plane(tmp_path, noise):
+    pixels = noise(5, 7)
+    tifffile.imwrite(tmp_path / "one.tif", pixels, photometric="rgb")
+    for planes in ("channels", (0,)):
+        check_reads(tmp_path / "one.tif", pixels, planes=planes)
 
 
 def test_npy_finds_its_channels(tmp_path, noise):

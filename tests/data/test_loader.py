@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset, default_collate
 
+import superself
 from superself.data import BatchLoader, EpochSampler, SequentialBatches, open_images
 
 
@@ -216,6 +221,26 @@ def test_loader_can_be_sent_to_a_spawned_process(folder):
     loader = BatchLoader(images, SequentialBatches(6, 3), num_workers=1)
     loader._loader.multiprocessing_context = "spawn"
     assert torch.equal(torch.cat([batch.images for batch in loader]), images.batch(range(6)).images)
+
+
+SCRIPT_WITHOUT_GUARD = """
+import sys
+import torch
+torch.multiprocessing.set_start_method("spawn", force=True)
+from superself.data import BatchLoader, SequentialBatches, open_images
+list(BatchLoader(open_images(sys.argv[1]), SequentialBatches(2, 2), num_workers=1))
+"""
+
+
+@pytest.mark.slow
+def test_spawned_workers_of_a_script_without_main_guard_are_explained(folder, tmp_path):
+    path = folder(2)
+    (tmp_path / "script.py").write_text(SCRIPT_WITHOUT_GUARD)
+    environment = {**os.environ, "PYTHONPATH": str(Path(superself.__file__).parent.parent)}
+    command = [sys.executable, str(tmp_path / "script.py"), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("RuntimeError: worker processes import the script again") and "__main__" in last, done.stderr
 
 
 def test_random_items_depend_on_the_batch_not_on_the_workers_or_a_resume():

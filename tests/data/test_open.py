@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from superself.data import ImageSpec, open_images
 
@@ -70,6 +71,35 @@ def test_items_of_every_form(noise):
     assert open_images([{"picture": picture, "labels": [1, 2]}]).load().labels is None
 
 
+def test_images_and_targets_as_a_tuple_of_arrays(noise):
+    colour = np.stack([noise(6, 7) for _ in range(4)])
+    for data in (colour, torch.from_numpy(colour).permute(0, 3, 1, 2), colour[..., 0]):
+        for labels in (np.arange(4), torch.arange(4), [0, 1, 2, 3], np.arange(4, dtype=np.uint8)):
+            images = open_images((data, labels))
+            assert images.in_memory and images.labels.tolist() == [0, 1, 2, 3]
+            assert images.labels.dtype == torch.int64 and torch.equal(images.sample(4), open_images(data).sample(4))
+    assert open_images((colour, np.zeros((4, 5), np.float32))).targets.shape == (4, 5)
+    with pytest.raises(ValueError, match="3 targets for 4 images; pass one target per image"):
+        open_images((colour, np.arange(3)))
+    with pytest.raises(
+        ValueError, match=r"a tuple of 3 starts with an array of images; pass \(images, targets\), or torch"
+    ):
+        open_images((colour, np.arange(4), np.arange(4)))
+    assert len(open_images((colour[0], colour[1]))) == 2  # a tuple of two images
+
+
+def test_class_and_loader_in_place_of_a_data_set_are_explained():
+    with pytest.raises(ValueError, match=r"TensorDataset is a class; pass an instance of it, TensorDataset\(\.\.\.\)"):
+        open_images(TensorDataset)
+    with pytest.raises(ValueError, match="a DataLoader has no length or no items by number; pass its .dataset"):
+        open_images(DataLoader([1, 2]))
+
+
+def test_undecoded_bytes_are_explained():
+    with pytest.raises(ValueError, match="an image of type bytes is not decoded; .*Image.open"):
+        open_images([b"\x89PNG", b"\x89PNG"])
+
+
 def test_read_opens_formats_of_ones_own(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.raw").write_bytes(bytes([i] * 12))
@@ -79,6 +109,32 @@ def test_read_opens_formats_of_ones_own(tmp_path):
 
 def read_raw(path):
     return np.frombuffer(path.read_bytes(), np.uint8).reshape(3, 4)
+
+
+def test_planes_of_stacks_are_chosen_when_the_data_set_is_opened(tmp_path):
+    planes = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
+    tifffile.imwrite(tmp_path / "stack.tif", planes, imagej=True, metadata={"axes": "ZYX"})
+    with pytest.raises(ValueError, match='a stack of 2 planes .*pass planes="channels"'):
+        open_images(tmp_path)
+    for chosen, expected in (("channels", [0, 1]), (1, [1]), ([1, 0], [1, 0]), ((0,), [0])):
+        images = open_images(tmp_path, planes=chosen)
+        assert images.shape == (len(expected), 3, 4)
+        assert np.array_equal(images.load().batch([0]).images[0].numpy(), planes[expected])
+    fingerprints = {open_images(tmp_path, planes=chosen).fingerprint for chosen in (0, 1, (0, 1), "channels")}
+    assert len(fingerprints) == 4
+    for wrong in ("all", -1, 1.5, (), True, ("a",)):
+        with pytest.raises(ValueError, match='planes=.* is unknown; pass "channels", a number or a tuple of numbers'):
+            open_images(tmp_path, planes=wrong)
+    with pytest.raises(ValueError, match="planes= is for TIFF files, and this data set is a Tensor"):
+        open_images(torch.zeros(2, 3, 4, 4), planes=0)
+    with pytest.raises(ValueError, match="planes= is for TIFF files that are read without read="):
+        open_images(tmp_path, planes=0, read=read_raw)
+
+
+def test_planes_are_chosen_in_class_folders_too(tmp_path):
+    (tmp_path / "a").mkdir()
+    tifffile.imwrite(tmp_path / "a" / "stack.tif", np.zeros((2, 3, 4), np.uint8), imagej=True, metadata={"axes": "TYX"})
+    assert open_images(f"imagefolder:{tmp_path}", planes="channels").shape == (2, 3, 4)
 
 
 def test_opened_data_set_is_returned_as_it_is():
@@ -107,9 +163,9 @@ def test_folder_wins_over_a_name(tmp_path, monkeypatch, noise):
 
 def test_what_is_missing_is_named(folder):
     path = folder(3)
-    with pytest.raises(FileNotFoundError, match='\'nowhere\' is no folder, file or name; .*"photos", "cifar10"'):
+    with pytest.raises(FileNotFoundError, match='\'nowhere\' is not a folder, file or name; .*"photos", "cifar10"'):
         open_images("nowhere")
-    with pytest.raises(FileNotFoundError, match="1 of 2 paths are no files, the first is .*009.png"):
+    with pytest.raises(FileNotFoundError, match="1 of 2 paths are not files, the first is .*009.png"):
         open_images([path / "001.png", path / "009.png"])
     (path / "empty").mkdir()
     with pytest.raises(ValueError, match="no image files in '.*empty'"):
@@ -130,5 +186,5 @@ def test_options_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="read= is for files, and this data set is a Tensor"):
         open_images(torch.zeros(2, 3, 4, 4), read=read_raw)
     for size in (0, (4, 4, 4), "large", 2.5):
-        with pytest.raises(ValueError, match="is no size; pass one number of pixels"):
+        with pytest.raises(ValueError, match="is not a size; pass one number of pixels"):
             open_images(torch.zeros(2, 3, 4, 4), image_size=size)

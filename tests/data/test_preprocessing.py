@@ -74,4 +74,18 @@ def test_floats_outside_of_zero_to_one_are_pointed_out(scale, offset, warns):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         Preprocessing.of(open_images(pixels))
-    assert any("pass images in that range" in str(w.message) for w in caught) == warns
+    assert any("divide them by their largest possible value" in str(w.message) for w in caught) == warns
+
+
+def test_integers_are_refused_where_the_floats_had_another_range(noise):
+    pixels = np.stack([noise() for _ in range(6)])
+    with pytest.warns(UserWarning, match="floating-point numbers from"):
+        of_floats = Preprocessing.of(open_images(pixels.astype(np.float32)))
+    batch = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    with pytest.raises(
+        ValueError, match=r"the batch is uint8, .*measured on float32 images with means .*not in \[0, 1\]"
+    ):
+        of_floats(batch)
+    assert of_floats(batch.float()).mean().abs() < 1e-4
+    of_unit_floats = Preprocessing.of(open_images(pixels.astype(np.float32) / 255))
+    torch.testing.assert_close(of_unit_floats(batch), of_unit_floats(batch / 255))
