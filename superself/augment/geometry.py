@@ -12,13 +12,13 @@ import torch
 from scipy.ndimage import map_coordinates
 from torch import Tensor
 
-from superself.augment.resample import Warp, diagonal
-from superself.augment.transform import Geometric, uniform
+from superself.augment.resample import Warp, scale_and_shift
+from superself.augment.transform import Geometric, uniform_between
 
 ATTEMPTS = 10  # boxes that a random resized crop draws before it takes the central one, as in torchvision
 
 
-def pair(size: int | Sequence[int]) -> tuple[int, int]:
+def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
     """Height and width from one number or two."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
@@ -28,7 +28,7 @@ class Resize(Geometric):
 
     def __init__(self, size: int | Sequence[int]) -> None:
         super().__init__()
-        self.size = pair(size)
+        self.size = height_and_width(size)
 
     def warp(self, warp: Warp, numbers: Tensor) -> Warp:
         h, w = warp.size
@@ -40,7 +40,7 @@ class CenterCrop(Geometric):
 
     def __init__(self, size: int | Sequence[int]) -> None:
         super().__init__()
-        self.size = pair(size)
+        self.size = height_and_width(size)
 
     def warp(self, warp: Warp, numbers: Tensor) -> Warp:
         h, w = warp.size
@@ -54,7 +54,7 @@ class RandomCrop(Geometric):
 
     def __init__(self, size: int | Sequence[int], padding: int = 0, fill: float = 0.0) -> None:
         super().__init__(2)
-        self.size, self.padding, self.fill = pair(size), padding, fill
+        self.size, self.padding, self.fill = height_and_width(size), padding, fill
 
     def warp(self, warp: Warp, numbers: Tensor) -> Warp:
         room = [side + 2 * self.padding - crop for side, crop in zip(warp.size, self.size, strict=True)]
@@ -85,13 +85,13 @@ class RandomResizedCrop(Geometric):
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
     ) -> None:
         super().__init__(2 * ATTEMPTS + 2)
-        self.size, self.scale, self.ratio = pair(size), scale, ratio
+        self.size, self.scale, self.ratio = height_and_width(size), scale, ratio
 
     def boxes(self, numbers: Tensor, height: int, width: int) -> Tensor:
         """Boxes (B, 4) left, top, right, bottom, in whole pixels, from numbers (B, draws)."""
         areas, ratios, place = numbers.split([ATTEMPTS, ATTEMPTS, 2], 1)
-        areas = height * width * uniform(areas, *self.scale)
-        ratios = torch.exp(uniform(ratios, *map(math.log, self.ratio)))
+        areas = height * width * uniform_between(areas, *self.scale)
+        ratios = torch.exp(uniform_between(ratios, *map(math.log, self.ratio)))
         w, h = torch.sqrt(areas * ratios).round(), torch.sqrt(areas / ratios).round()  # (B, attempts)
         w_central = min(width, round(height * self.ratio[1])) if width / height > self.ratio[0] else width
         h_central = min(height, round(width / self.ratio[0]))
@@ -120,7 +120,7 @@ class RandomHorizontalFlip(Geometric):
         flipped = self.chosen(numbers)[0].float()
         scale, move = [torch.ones_like(flipped)] * 2, [torch.zeros_like(flipped)] * 2
         scale[self.axis], move[self.axis] = 1 - 2 * flipped, flipped * warp.size[1 - self.axis]
-        return warp.then(diagonal(*scale, *move))
+        return warp.then(scale_and_shift(*scale, *move))
 
 
 class RandomVerticalFlip(RandomHorizontalFlip):
@@ -142,7 +142,7 @@ class RandomRotation90(Geometric):
         turns = (4 * numbers[:, 0]).floor()
         cos, sin = (turns == 0).float() - (turns == 2).float(), (turns == 1).float() - (turns == 3).float()
         linear = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
-        return warp.then(about_centre(warp.size, linear), upright=False)
+        return warp.then(around_centre(warp.size, linear), upright=False)
 
 
 class RandomZoom(Geometric):
@@ -160,10 +160,10 @@ class RandomZoom(Geometric):
 
     def warp(self, warp: Warp, numbers: Tensor) -> Warp:
         chosen, numbers = self.chosen(numbers)
-        zoom = torch.exp(uniform(numbers[:, 0], *map(math.log, self.scale)))
+        zoom = torch.exp(uniform_between(numbers[:, 0], *map(math.log, self.scale)))
         linear = torch.where(chosen, 1 / zoom, 1.0)[:, None, None] * torch.eye(2)
         shrink = warp.shrink * max(1.0, 1 / self.scale[0])
-        return warp.then(about_centre(warp.size, linear), fill=self.fill, shrink=shrink)
+        return warp.then(around_centre(warp.size, linear), fill=self.fill, shrink=shrink)
 
 
 class RandomAffine(Geometric):
@@ -188,16 +188,18 @@ class RandomAffine(Geometric):
         p: float = 1.0,
     ) -> None:
         super().__init__(6, p)
-        shear = symmetric(shear)
-        self.degrees, self.translate, self.scale, self.fill = symmetric(degrees), translate, scale, fill
+        shear = symmetric_range(shear)
+        self.degrees, self.translate, self.scale, self.fill = symmetric_range(degrees), translate, scale, fill
         self.shear = shear if len(shear) == 4 else (*shear, 0.0, 0.0)
 
     def warp(self, warp: Warp, numbers: Tensor) -> Warp:
         chosen, numbers = self.chosen(numbers)
         h, w = warp.size
-        angle, zoom = uniform(numbers[:, 0], *self.degrees), uniform(numbers[:, 1], *self.scale)
-        shift = uniform(numbers[:, 2:4], -1, 1) * torch.tensor([self.translate[0] * w, self.translate[1] * h])
-        shear = torch.stack([uniform(numbers[:, 4], *self.shear[:2]), uniform(numbers[:, 5], *self.shear[2:])], 1)
+        angle, zoom = uniform_between(numbers[:, 0], *self.degrees), uniform_between(numbers[:, 1], *self.scale)
+        shift = uniform_between(numbers[:, 2:4], -1, 1) * torch.tensor([self.translate[0] * w, self.translate[1] * h])
+        shear = torch.stack(
+            [uniform_between(numbers[:, 4], *self.shear[:2]), uniform_between(numbers[:, 5], *self.shear[2:])], 1
+        )
         matrix = affine_matrix(warp.size, angle, shift.round(), zoom, shear)
         matrix = torch.where(chosen[:, None, None], matrix, torch.eye(2, 3))
         shrink = warp.shrink * max(1.0, 1 / self.scale[0])
@@ -228,9 +230,9 @@ class ElasticTransform(Geometric):
 
     def warp(self, warp: Warp, numbers: Tensor) -> Warp:
         chosen, numbers = self.chosen(numbers)
-        normal = math.sqrt(2) * torch.erfinv(uniform(numbers, -1, 1).clamp(-0.999999, 0.999999))
+        normal = math.sqrt(2) * torch.erfinv(uniform_between(numbers, -1, 1).clamp(-0.999999, 0.999999))
         grid = (normal * chosen[:, None] * self.sigma * min(warp.size)).view(-1, 2, self.points, self.points)
-        return warp.bend_by(bend(grid, warp.size), self.fill)
+        return warp.bend_by(dense_displacement(grid, warp.size), self.fill)
 
 
 def affine_matrix(size: tuple[int, int], angle: Tensor, shift: Tensor, zoom: Tensor, shear: Tensor) -> Tensor:
@@ -243,28 +245,28 @@ def affine_matrix(size: tuple[int, int], angle: Tensor, shift: Tensor, zoom: Ten
     a, c = torch.cos(angle - shear_y) / torch.cos(shear_y), torch.sin(angle - shear_y) / torch.cos(shear_y)
     b, d = -a * torch.tan(shear_x) - torch.sin(angle), -c * torch.tan(shear_x) + torch.cos(angle)
     inverse = torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / zoom[:, None, None]  # of [[a, b], [c, d]], determinant 1
-    return about_centre(size, inverse, shift)
+    return around_centre(size, inverse, shift)
 
 
-def about_centre(size: tuple[int, int], linear: Tensor, shift: Tensor | float = 0.0) -> Tensor:
+def around_centre(size: tuple[int, int], linear: Tensor, shift: Tensor | float = 0.0) -> Tensor:
     """(B, 2, 2), and the shift (B, 2) of the output, as maps (B, 2, 3) that keep the centre of the image."""
     centre = torch.tensor([size[1] / 2, size[0] / 2])
     moved = centre - (linear @ (centre + shift).expand(len(linear), 2)[:, :, None]).squeeze(2)
     return torch.cat([linear, moved[:, :, None]], 2)
 
 
-def bend(grid: Tensor, size: tuple[int, int]) -> Tensor:
+def dense_displacement(grid: Tensor, size: tuple[int, int]) -> Tensor:
     """Displacements of all pixels from those of a coarse grid whose corners are the corner pixels' centres.
 
     Shape:
         grid (B, 2, P, Q) in pixels, x before y -> (B, 2, h, w).
     """
-    rows, columns = (spline(points, side).to(grid) for points, side in zip(grid.shape[2:], size, strict=True))
+    rows, columns = (spline_weights(points, side).to(grid) for points, side in zip(grid.shape[2:], size, strict=True))
     return rows @ grid @ columns.T
 
 
 @cache
-def spline(points: int, size: int) -> Tensor:
+def spline_weights(points: int, size: int) -> Tensor:
     """(size, points): values between equally spaced points by the cubic spline that is mirrored at the ends."""
     place = np.linspace(0, points - 1, size)
     unit = [map_coordinates(column, [place], order=3, mode="mirror") for column in np.eye(points)]
@@ -287,6 +289,6 @@ def deform_one(image: np.ndarray, grid: np.ndarray, fill: float = 0.0) -> np.nda
     return elasticdeform.deform_grid(image, grid[::-1].copy(), order=1, mode="constant", cval=fill, axis=(1, 2))
 
 
-def symmetric(bounds: float | Sequence[float]) -> tuple[float, ...]:
+def symmetric_range(bounds: float | Sequence[float]) -> tuple[float, ...]:
     """Bounds as they are, or (-d, d) of one number d."""
     return (-bounds, bounds) if isinstance(bounds, (int, float)) else tuple(bounds)

@@ -60,7 +60,7 @@ class Warp:
     def crop(self, box: Tensor, size: tuple[int, int]) -> Warp:
         """Adds a crop of the output so far to ``box`` (B, 4), resized to ``size``; nothing beyond the box is read."""
         width, height = box[:, 2] - box[:, 0], box[:, 3] - box[:, 1]
-        matrix = diagonal(width / size[1], height / size[0], box[:, 0], box[:, 1])
+        matrix = scale_and_shift(width / size[1], height / size[0], box[:, 0], box[:, 1])
         shrink = self.shrink * max(self.size[0] / size[0], self.size[1] / size[1], 1.0)
         read = self.box
         if self.upright:
@@ -83,13 +83,13 @@ class Warp:
         )
 
 
-def diagonal(scale_x: Tensor, scale_y: Tensor, move_x: Tensor, move_y: Tensor) -> Tensor:
+def scale_and_shift(scale_x: Tensor, scale_y: Tensor, move_x: Tensor, move_y: Tensor) -> Tensor:
     """Matrices (B, 2, 3) that scale and move, from four (B,)."""
     zero = torch.zeros_like(scale_x)
     return torch.stack([scale_x, zero, move_x, zero, scale_y, move_y], 1).view(-1, 2, 3)
 
 
-def own(images: Tensor) -> Tensor:
+def float_copy(images: Tensor) -> Tensor:
     """The images in float32, in memory of their own."""
     floats = to_float(images)
     return floats.clone() if floats.data_ptr() == images.data_ptr() else floats
@@ -102,7 +102,7 @@ def resample(images: Tensor, warp: Warp) -> Tensor:
         images (B, C, H, W) uint8, uint16 or float -> (B, C, h, w) float32.
     """
     if warp.is_identity():
-        return own(images)
+        return float_copy(images)
     return resample_upright(images, warp) if warp.upright else resample_freely(to_float(images), warp)
 
 
@@ -171,10 +171,10 @@ def resample_freely(images: Tensor, warp: Warp) -> Tensor:
     result = 0.0
     for step_y, step_x in product(range(n), repeat=2):
         points = torch.meshgrid(x + (step_x + 0.5) / n, y + (step_y + 0.5) / n, indexing="xy")
-        position = affine(matrix, torch.stack(points, 2)[None])  # (B, h, w, 2)
+        position = apply_affine(matrix, torch.stack(points, 2)[None])  # (B, h, w, 2)
         if bend is not None:
-            position = affine(inner, position + sample(bend, position).permute(0, 2, 3, 1))
-        values = sample(images, torch.minimum(torch.maximum(position, low + 0.5), high - 0.5))
+            position = apply_affine(inner, position + bilinear_sample(bend, position).permute(0, 2, 3, 1))
+        values = bilinear_sample(images, torch.minimum(torch.maximum(position, low + 0.5), high - 0.5))
         if warp.fill is not None:
             inside = (torch.minimum(position - low, high - position) + 0.5).clamp_(0, 1).prod(3)[:, None]
             values = warp.fill + inside * (values - warp.fill)
@@ -182,14 +182,14 @@ def resample_freely(images: Tensor, warp: Warp) -> Tensor:
     return result / n**2
 
 
-def affine(matrix: Tensor, points: Tensor) -> Tensor:
+def apply_affine(matrix: Tensor, points: Tensor) -> Tensor:
     """(B, 2, 3) times points (B, h, w, 2) of coordinates x, y -> (B, h, w, 2)."""
     x, y = points.unbind(3)
     m = matrix.view(-1, 6, 1, 1)
     return torch.stack([m[:, 0] * x + m[:, 1] * y + m[:, 2], m[:, 3] * x + m[:, 4] * y + m[:, 5]], 3)
 
 
-def sample(images: Tensor, position: Tensor) -> Tensor:
+def bilinear_sample(images: Tensor, position: Tensor) -> Tensor:
     """Bilinear values of images (B, C, H, W) at positions (B, h, w, 2) in pixels -> (B, C, h, w)."""
     x, y = position.unbind(3)
     grid = torch.stack([x * (2 / images.shape[3]) - 1, y * (2 / images.shape[2]) - 1], 3)

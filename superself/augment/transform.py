@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from superself.augment.resample import Warp, own, resample
+from superself.augment.resample import Warp, float_copy, resample
 
 CHUNK = 1_200_000  # numbers of a chunk of images on the CPU, so that the caches keep them from one step to the next
 
@@ -53,7 +53,7 @@ class Transform(nn.Module):
         size = len(images) if images.device.type != "cpu" else max(1, CHUNK // images[0].numel())
         if size >= len(images):
             return run(images, slice(None))
-        keep_memory()
+        keep_freed_memory()
         views = None
         for start in range(0, len(images), size):
             part = slice(start, start + size)
@@ -64,14 +64,18 @@ class Transform(nn.Module):
 
     def prepare(self, images: Tensor, numbers: Tensor) -> Callable[[Tensor, slice], Tensor]:
         """Does for the whole batch what need not be done for every chunk; the result transforms a chunk of it."""
-        return lambda chunk, part: self.run(own(chunk), numbers[part])
+        return lambda chunk, part: self.run(float_copy(chunk), numbers[part])
 
     def run(self, images: Tensor, numbers: Tensor) -> Tensor:
         """The chosen samples transformed, the others as they are. May write into ``images``, which are float32."""
         if self.p == 1:
             return self.transform(images, numbers)
         index = (numbers[:, 0] < self.p).nonzero().squeeze(1)
-        return put(images, index, self.transform(take(images, index), numbers[index, 1:])) if len(index) else images
+        return (
+            scatter_samples(images, index, self.transform(gather_samples(images, index), numbers[index, 1:]))
+            if len(index)
+            else images
+        )
 
     def transform(self, images: Tensor, numbers: Tensor) -> Tensor:
         """Images (B, C, H, W) in float32, which it may overwrite, and numbers (B, draws) on the CPU -> images."""
@@ -79,7 +83,7 @@ class Transform(nn.Module):
 
 
 @cache
-def keep_memory() -> None:
+def keep_freed_memory() -> None:
     """Lets the process keep freed memory, once.
 
     glibc returns it to the system, to fetch it anew page by page, above a threshold that follows the largest block
@@ -123,29 +127,29 @@ class Compose(Transform):
 
     def prepare(self, images: Tensor, numbers: Tensor) -> Callable[[Tensor, slice], Tensor]:
         warp, steps = Warp.identity(images), self.steps(numbers)
-        while steps and joins(steps[0][0], warp):
+        while steps and can_join(steps[0][0], warp):
             part, own_numbers = steps.pop(0)
             warp = part.warp(warp, own_numbers)
-        return lambda chunk, at: run_all([(t, n[at]) for t, n in steps], resample(chunk, warp[at]))
+        return lambda chunk, at: run_steps([(t, n[at]) for t, n in steps], resample(chunk, warp[at]))
 
     def steps(self, numbers: Tensor) -> list[tuple[Transform, Tensor]]:
         """Each transform with its columns of the numbers."""
         return list(zip(self.transforms, numbers.split([t.draws for t in self.transforms], 1), strict=True))
 
     def transform(self, images: Tensor, numbers: Tensor) -> Tensor:
-        return run_all(self.steps(numbers), images)
+        return run_steps(self.steps(numbers), images)
 
 
-def joins(part: Transform, warp: Warp) -> bool:
+def can_join(part: Transform, warp: Warp) -> bool:
     """Whether the part can be added to the warp, so that both are one resampling."""
     return isinstance(part, Geometric) and not (part.bends and warp.bend is not None)
 
 
-def run_all(steps: Iterable[tuple[Transform, Tensor]], images: Tensor) -> Tensor:
+def run_steps(steps: Iterable[tuple[Transform, Tensor]], images: Tensor) -> Tensor:
     """Transforms with their numbers one after another; geometric ones are gathered and resample once."""
     warp = None
     for part, numbers in steps:
-        if warp is not None and not joins(part, warp):
+        if warp is not None and not can_join(part, warp):
             images, warp = resample(images, warp), None
         if isinstance(part, Geometric):
             warp = part.warp(warp or Warp.identity(images), numbers)
@@ -197,9 +201,9 @@ class RandomChoice(Transform):
         for k, part in enumerate(self.transforms):
             index = (choice == k).nonzero().squeeze(1)
             if len(index):
-                views = part.run(take(images, index), numbers[index, 1 : 1 + part.draws])
+                views = part.run(gather_samples(images, index), numbers[index, 1 : 1 + part.draws])
                 result = views.new_empty(len(images), *views.shape[1:]) if result is None else result
-                result = put(result, index, views)
+                result = scatter_samples(result, index, views)
         return result
 
 
@@ -253,11 +257,11 @@ class Lambda(Transform):
         self.function, self.count = function, count
 
     def in_chunks(self, images: Tensor, numbers: Tensor) -> Any:
-        views = self.function(own(images))
+        views = self.function(float_copy(images))
         if self.count is None:
             return views
         if isinstance(views, Tensor):
-            views = [views, *(self.function(own(images)) for _ in range(self.count - 1))]
+            views = [views, *(self.function(float_copy(images)) for _ in range(self.count - 1))]
         if len(views) != self.count:
             raise ValueError(
                 f"the augmentation gives {len(views)} views where {self.count} are needed; return a list of that many, "
@@ -269,12 +273,12 @@ class Lambda(Transform):
         return self.function(images)
 
 
-def take(images: Tensor, index: Tensor) -> Tensor:
+def gather_samples(images: Tensor, index: Tensor) -> Tensor:
     """The samples ``index`` (on the CPU) of the images, copied."""
     return images.index_select(0, index.to(images.device, non_blocking=True))
 
 
-def put(images: Tensor, index: Tensor, chosen: Tensor) -> Tensor:
+def scatter_samples(images: Tensor, index: Tensor, chosen: Tensor) -> Tensor:
     """Writes the chosen samples back to their places ``index`` (on the CPU) and returns the images."""
     if chosen.shape[1:] != images.shape[1:]:
         raise ValueError(
@@ -284,11 +288,16 @@ def put(images: Tensor, index: Tensor, chosen: Tensor) -> Tensor:
     return images.index_copy_(0, index.to(images.device, non_blocking=True), chosen)
 
 
-def to_device(parameters: Tensor, images: Tensor) -> Tensor:
+def per_sample(parameters: Tensor, images: Tensor) -> Tensor:
     """Parameters (B,) from the CPU beside the images, as (B, 1, 1, 1)."""
     return parameters.to(images.device, non_blocking=True).view(-1, 1, 1, 1)
 
 
-def uniform(numbers: Tensor, low: float, high: float) -> Tensor:
+def uniform_between(numbers: Tensor, low: float, high: float) -> Tensor:
     """Numbers in [0, 1) spread over [low, high)."""
     return low + (high - low) * numbers
+
+
+def as_range(value: float | tuple[float, float]) -> tuple[float, float]:
+    """Bounds as they are, or (v, v) of one number v."""
+    return (value, value) if isinstance(value, (int, float)) else (value[0], value[1])

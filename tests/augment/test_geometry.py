@@ -19,7 +19,7 @@ from superself.augment import (
     RandomZoom,
     Resize,
 )
-from superself.augment.geometry import affine_matrix, bend, deform_one
+from superself.augment.geometry import affine_matrix, deform_one, dense_displacement
 from superself.augment.resample import Warp, resample
 
 from tensors import images_of, seeded
@@ -155,7 +155,7 @@ def test_elastic_deformation_equals_elasticdeform(points):
     pytest.importorskip("elasticdeform")
     images = images_of(2, 40, 32)
     grid = 3 * torch.randn(2, 2, points, points, generator=seeded())
-    warp = Warp.identity(images).bend_by(bend(grid, (40, 32)), None)
+    warp = Warp.identity(images).bend_by(dense_displacement(grid, (40, 32)), None)
     for image, one, view in zip(images, grid, resample(images, warp), strict=True):
         reference = torch.from_numpy(deform_one(image.numpy(), one.numpy(), fill=-9.0))
         inside = reference >= 0  # within half a pixel of the edge elasticdeform fills, where we interpolate
