@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from superself.augment.noise import kernel_for
+from superself.augment.filters import blur_kernel_size
 from superself.augment.recipes import normalized, simclr
 from superself.data.sources import available_cores
 
@@ -41,7 +41,7 @@ def torchvision_simclr(size: int) -> Callable:
         v2.RandomGrayscale(0.2),
     ]
     if size > 32:
-        steps.append(v2.RandomApply([v2.GaussianBlur(kernel_for(size), (0.1, 2.0))], 0.5))
+        steps.append(v2.RandomApply([v2.GaussianBlur(blur_kernel_size(size), (0.1, 2.0))], 0.5))
     return v2.Compose([*steps, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*STATISTICS)])
 
 

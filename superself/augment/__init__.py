@@ -1,6 +1,7 @@
 """Batched random transforms with parameters of their own for every sample, and the recipes built of them."""
 
 from superself.augment.colour import ColorJitter, RandomGrayscale, RGBToLab
+from superself.augment.filters import GaussianBlur, RandomAdjustSharpness, Sobel
 from superself.augment.geometry import (
     CenterCrop,
     ElasticTransform,
@@ -13,27 +14,20 @@ from superself.augment.geometry import (
     RandomZoom,
     Resize,
 )
-from superself.augment.noise import (
-    GaussianBlur,
-    GaussianNoise,
+from superself.augment.intensity import (
     Normalize,
-    PixelMask,
-    RandomBlocks,
-    RandomErasing,
-    Sobel,
-)
-from superself.augment.patches import GridTiles, OverlappingPatches, Standardize
-from superself.augment.per_image import PerImage
-from superself.augment.recipes import RECIPES, recipe
-from superself.augment.show import show_views
-from superself.augment.tone import (
-    RandomAdjustSharpness,
     RandomAutocontrast,
     RandomEqualize,
     RandomInvert,
     RandomPosterize,
     RandomSolarize,
 )
+from superself.augment.masking import PixelMask, RandomBlocks, RandomErasing
+from superself.augment.noise import GaussianNoise
+from superself.augment.per_image import PerImage
+from superself.augment.recipes import RECIPES, recipe
+from superself.augment.show import show_views
+from superself.augment.tiles import GridTiles, OverlappingPatches, Standardize
 from superself.augment.transform import Compose, Lambda, MultiCrop, RandomApply, RandomChoice, Transform, Views
 
 __all__ = [

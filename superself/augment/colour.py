@@ -12,19 +12,20 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from superself.augment.transform import Transform, put, take, to_device
+from superself.augment.resample import gather_samples
+from superself.augment.transform import Transform, per_sample, scatter_samples
 from superself.basics.colour import greyscale, rgb_to_lab
 
 
 def is_rgb(images: Tensor, what: str) -> bool:
     """Whether the images have three channels; says once that ``what`` is left out when they have not."""
     if images.shape[1] != 3:
-        say_left_out(what, images.shape[1])
+        warn_skipped(what, images.shape[1])
     return images.shape[1] == 3
 
 
 @cache
-def say_left_out(what: str, channels: int) -> None:
+def warn_skipped(what: str, channels: int) -> None:
     """Warns once that a step which needs RGB does nothing to images of other channels."""
     warnings.warn(f"{what} needs RGB and is left out for images of {channels} channel(s).", stacklevel=4)
 
@@ -46,7 +47,7 @@ def adjust_hue(images: Tensor, turn: Tensor) -> Tensor:
     difference = torch.lerp(blue - red, red - green, not_green)
     difference = torch.lerp(green - blue, difference, not_red).div_(chroma.clamp(min=1e-12))
     hue = difference.add_(not_green.add_(1).mul_(not_red), alpha=2)  # 0, 2 or 4, and -1 to 1 beside it
-    hue += to_device(6 * turn, images)[:, 0]
+    hue += per_sample(6 * turn, images)[:, 0]
     hue.add_(torch.floor(hue / 6), alpha=-6)
     result = torch.empty_like(images)
     # distance from red is 3 - |h - 3|: w = 2 - |h - 3| between 0 and 1, and its V - C w is written V - C + C (1 - w)
@@ -58,7 +59,7 @@ def adjust_hue(images: Tensor, turn: Tensor) -> Tensor:
     return result
 
 
-def blend(images: Tensor, factor: Tensor, of_mean: Tensor, of_grey: Tensor) -> Tensor:
+def blend_with_grey(images: Tensor, factor: Tensor, of_mean: Tensor, of_grey: Tensor) -> Tensor:
     """factor x image + of_mean x its mean luma + of_grey x its luma, within [0, 1]; overwrites the images.
 
     One formula for three of torchvision's: brightness has weights (f, 0, 0), contrast (f, 1 - f, 0), saturation
@@ -67,7 +68,7 @@ def blend(images: Tensor, factor: Tensor, of_mean: Tensor, of_grey: Tensor) -> T
     Shape:
         images (B, C, H, W), factor, of_mean, of_grey (B,) -> (B, C, H, W).
     """
-    factor, of_mean, of_grey = (to_device(number, images) for number in (factor, of_mean, of_grey))
+    factor, of_mean, of_grey = (per_sample(number, images) for number in (factor, of_mean, of_grey))
     grey = greyscale(images)
     offset = grey.mean((1, 2, 3), keepdim=True).mul_(of_mean)
     return torch.addcmul(grey.mul_(of_grey).add_(offset), images, factor, out=images).clamp_(0, 1)
@@ -95,7 +96,7 @@ class ColorJitter(Transform):
         p: float = 1.0,
     ) -> None:
         super().__init__(5, p)
-        self.factors = [around_one(bounds) for bounds in (brightness, contrast, saturation)]
+        self.factors = [factor_range(bounds) for bounds in (brightness, contrast, saturation)]
         self.hue = (-hue, hue) if isinstance(hue, (int, float)) else tuple(hue)
         self.needs_rgb = self.factors[2] != (1, 1) or self.hue != (0, 0)
         self.blends_any = self.factors != [(1, 1)] * 3
@@ -124,13 +125,13 @@ class ColorJitter(Transform):
         for step in range(4):
             index = (hue_step == step).nonzero().squeeze(1)
             if len(index):
-                put(images, index, adjust_hue(take(images, index), amounts[index, 3]))
+                scatter_samples(images, index, adjust_hue(gather_samples(images, index), amounts[index, 3]))
             if step < 3 and self.blends_any:
-                images = blend(images, *weights[:, :, step])
+                images = blend_with_grey(images, *weights[:, :, step])
         return images
 
 
-def around_one(bounds: float | tuple[float, float]) -> tuple[float, float]:
+def factor_range(bounds: float | tuple[float, float]) -> tuple[float, float]:
     """Bounds as they are, or (max(0, 1 - b), 1 + b) of one number b."""
     return (max(0.0, 1 - bounds), 1 + bounds) if isinstance(bounds, (int, float)) else (bounds[0], bounds[1])
 

@@ -3,73 +3,97 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import cache
+from types import ModuleType
 
 import numpy as np
 import torch
 from scipy.ndimage import map_coordinates
 from torch import Tensor
 
-from superself.augment.resample import Warp, diagonal
-from superself.augment.transform import Geometric, uniform
+from superself.augment.resample import Warp, float_copy, scale_and_shift
+from superself.augment.transform import GeometricTransform, uniform_between
 
 ATTEMPTS = 10  # boxes that a random resized crop draws before it takes the central one, as in torchvision
 
 
-def pair(size: int | Sequence[int]) -> tuple[int, int]:
+def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
     """Height and width from one number or two."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-class Resize(Geometric):
+class Resize(GeometricTransform):
     """The whole image at ``size`` (one number for a square, or height and width), antialiased."""
 
     def __init__(self, size: int | Sequence[int]) -> None:
         super().__init__()
-        self.size = pair(size)
+        self.size = height_and_width(size)
 
     def warp(self, warp: Warp, numbers: Tensor) -> Warp:
         h, w = warp.size
         return warp.crop(torch.tensor([0.0, 0.0, w, h]).expand(len(numbers), 4), self.size)
 
 
-class CenterCrop(Geometric):
-    """The middle of the image, as large as it can be in the proportions of ``size``, resized to it."""
+class CenterCrop(GeometricTransform):
+    """The middle of the image at ``size``.
 
-    def __init__(self, size: int | Sequence[int]) -> None:
+    Args:
+        size: height and width, or one number for a square.
+        shrink: take as much of the image as the proportions of ``size`` allow, and shrink it; False cuts out ``size``
+            pixels. Images that are smaller than ``size`` are enlarged either way.
+    """
+
+    def __init__(self, size: int | Sequence[int], shrink: bool = True) -> None:
         super().__init__()
-        self.size = pair(size)
+        self.size, self.shrink = height_and_width(size), shrink
 
     def warp(self, warp: Warp, numbers: Tensor) -> Warp:
         h, w = warp.size
         scale = min(h / self.size[0], w / self.size[1])
+        scale = scale if self.shrink else min(scale, 1.0)
         x, y = (w - scale * self.size[1]) / 2, (h - scale * self.size[0]) / 2
-        return warp.crop(torch.tensor([x, y, w - x, h - y]).expand(len(numbers), 4), self.size)
+        x, y = (x, y) if scale != 1 else (round(x), round(y))  # whole pixels, which need no interpolation
+        box = torch.tensor([x, y, x + scale * self.size[1], y + scale * self.size[0]])
+        return warp.crop(box.expand(len(numbers), 4), self.size)
 
 
-class RandomCrop(Geometric):
-    """A piece of ``size`` pixels, not resized, of the image with ``padding`` pixels of ``fill`` around it."""
+class RandomCrop(GeometricTransform):
+    """A random piece of ``size`` pixels, not resized.
 
-    def __init__(self, size: int | Sequence[int], padding: int = 0, fill: float = 0.0) -> None:
+    Args:
+        size: height and width, or one number for a square.
+        padding: pixels that are added on all four sides first.
+        fill: value of the padding.
+        pad_larger: False pads only images that are not larger than ``size`` in both directions.
+    Raises:
+        ValueError: when called, if the padded image is smaller than ``size``.
+    """
+
+    def __init__(self, size: int | Sequence[int], padding: int = 0, fill: float = 0.0, pad_larger: bool = True) -> None:
         super().__init__(2)
-        self.size, self.padding, self.fill = pair(size), padding, fill
+        self.size, self.padding, self.fill, self.pad_larger = height_and_width(size), padding, fill, pad_larger
+
+    def shows_outside(self) -> bool:
+        return self.padding > 0
 
     def warp(self, warp: Warp, numbers: Tensor) -> Warp:
-        room = [side + 2 * self.padding - crop for side, crop in zip(warp.size, self.size, strict=True)]
+        is_larger = all(side > crop for side, crop in zip(warp.size, self.size, strict=True))
+        padding = 0 if is_larger and not self.pad_larger else self.padding
+        room = [side + 2 * padding - crop for side, crop in zip(warp.size, self.size, strict=True)]
         if min(room) < 0:
             raise ValueError(
-                f"a crop of {self.size} does not fit into images of {warp.size} with padding={self.padding}; "
+                f"a crop of {self.size} does not fit into images of {warp.size} with padding={padding}; "
                 "pass a smaller size or more padding."
             )
-        top, left = ((numbers[:, i] * (room[i] + 1)).floor() - self.padding for i in (0, 1))
+        top, left = ((numbers[:, i] * (room[i] + 1)).floor() - padding for i in (0, 1))
         box = torch.stack([left, top, left + self.size[1], top + self.size[0]], 1)
-        warp = replace(warp, fill=self.fill) if self.padding else warp
+        if padding:
+            warp = warp.with_fill(self.fill, torch.ones(len(numbers), dtype=torch.bool))
         return warp.crop(box, self.size)
 
 
-class RandomResizedCrop(Geometric):
+class RandomResizedCrop(GeometricTransform):
     """A box of random area and proportions at a random place, resized to ``size``; drawn as torchvision draws it.
 
     Args:
@@ -85,13 +109,13 @@ class RandomResizedCrop(Geometric):
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
     ) -> None:
         super().__init__(2 * ATTEMPTS + 2)
-        self.size, self.scale, self.ratio = pair(size), scale, ratio
+        self.size, self.scale, self.ratio = height_and_width(size), scale, ratio
 
     def boxes(self, numbers: Tensor, height: int, width: int) -> Tensor:
         """Boxes (B, 4) left, top, right, bottom, in whole pixels, from numbers (B, draws)."""
         areas, ratios, place = numbers.split([ATTEMPTS, ATTEMPTS, 2], 1)
-        areas = height * width * uniform(areas, *self.scale)
-        ratios = torch.exp(uniform(ratios, *map(math.log, self.ratio)))
+        areas = height * width * uniform_between(areas, *self.scale)
+        ratios = torch.exp(uniform_between(ratios, *map(math.log, self.ratio)))
         w, h = torch.sqrt(areas * ratios).round(), torch.sqrt(areas / ratios).round()  # (B, attempts)
         w_central = min(width, round(height * self.ratio[1])) if width / height > self.ratio[0] else width
         h_central = min(height, round(width / self.ratio[0]))
@@ -108,28 +132,28 @@ class RandomResizedCrop(Geometric):
         return warp.crop(self.boxes(numbers, *warp.size), self.size)
 
 
-class RandomHorizontalFlip(Geometric):
-    """Left and right exchanged, with probability ``p``."""
+class RandomHorizontalFlip(GeometricTransform):
+    """Left and right exchanged with probability ``p``."""
 
-    axis = 0  # the coordinate that is turned round
+    axis = 0  # the coordinate that is mirrored
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__(0, p)
 
     def warp(self, warp: Warp, numbers: Tensor) -> Warp:
-        flipped = self.chosen(numbers)[0].float()
+        flipped = self.selected(numbers)[0].float()
         scale, move = [torch.ones_like(flipped)] * 2, [torch.zeros_like(flipped)] * 2
         scale[self.axis], move[self.axis] = 1 - 2 * flipped, flipped * warp.size[1 - self.axis]
-        return warp.then(diagonal(*scale, *move))
+        return warp.then(scale_and_shift(*scale, *move))
 
 
 class RandomVerticalFlip(RandomHorizontalFlip):
-    """Top and bottom exchanged, with probability ``p``."""
+    """Top and bottom exchanged with probability ``p``."""
 
     axis = 1
 
 
-class RandomRotation90(Geometric):
+class RandomRotation90(GeometricTransform):
     """One of the four rotations by multiples of 90 degrees, all equally likely; for square images."""
 
     def __init__(self) -> None:
@@ -142,10 +166,10 @@ class RandomRotation90(Geometric):
         turns = (4 * numbers[:, 0]).floor()
         cos, sin = (turns == 0).float() - (turns == 2).float(), (turns == 1).float() - (turns == 3).float()
         linear = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
-        return warp.then(about_centre(warp.size, linear), upright=False)
+        return warp.then(around_centre(warp.size, linear))
 
 
-class RandomZoom(Geometric):
+class RandomZoom(GeometricTransform):
     """The image larger or smaller about its centre, at its own size; smaller ones are padded.
 
     Args:
@@ -158,15 +182,18 @@ class RandomZoom(Geometric):
         super().__init__(1, p)
         self.scale, self.fill = scale, fill
 
+    def shows_outside(self) -> bool:
+        return self.scale[0] < 1
+
     def warp(self, warp: Warp, numbers: Tensor) -> Warp:
-        chosen, numbers = self.chosen(numbers)
-        zoom = torch.exp(uniform(numbers[:, 0], *map(math.log, self.scale)))
+        chosen, numbers = self.selected(numbers)
+        zoom = torch.exp(uniform_between(numbers[:, 0], *map(math.log, self.scale)))
         linear = torch.where(chosen, 1 / zoom, 1.0)[:, None, None] * torch.eye(2)
-        shrink = warp.shrink * max(1.0, 1 / self.scale[0])
-        return warp.then(about_centre(warp.size, linear), fill=self.fill, shrink=shrink)
+        warp = warp.with_fill(self.fill, chosen) if self.shows_outside() else warp
+        return warp.then(around_centre(warp.size, linear))
 
 
-class RandomAffine(Geometric):
+class RandomAffine(GeometricTransform):
     """Rotation, shift, zoom and shear about the centre of the image, all at once; arguments as in torchvision.
 
     Args:
@@ -188,49 +215,95 @@ class RandomAffine(Geometric):
         p: float = 1.0,
     ) -> None:
         super().__init__(6, p)
-        shear = symmetric(shear)
-        self.degrees, self.translate, self.scale, self.fill = symmetric(degrees), translate, scale, fill
+        shear = symmetric_range(shear)
+        self.degrees, self.translate, self.scale, self.fill = symmetric_range(degrees), translate, scale, fill
         self.shear = shear if len(shear) == 4 else (*shear, 0.0, 0.0)
 
+    def shows_outside(self) -> bool:
+        return True
+
     def warp(self, warp: Warp, numbers: Tensor) -> Warp:
-        chosen, numbers = self.chosen(numbers)
+        chosen, numbers = self.selected(numbers)
         h, w = warp.size
-        angle, zoom = uniform(numbers[:, 0], *self.degrees), uniform(numbers[:, 1], *self.scale)
-        shift = uniform(numbers[:, 2:4], -1, 1) * torch.tensor([self.translate[0] * w, self.translate[1] * h])
-        shear = torch.stack([uniform(numbers[:, 4], *self.shear[:2]), uniform(numbers[:, 5], *self.shear[2:])], 1)
+        angle, zoom = uniform_between(numbers[:, 0], *self.degrees), uniform_between(numbers[:, 1], *self.scale)
+        shift = uniform_between(numbers[:, 2:4], -1, 1) * torch.tensor([self.translate[0] * w, self.translate[1] * h])
+        shear = torch.stack(
+            [uniform_between(numbers[:, 4], *self.shear[:2]), uniform_between(numbers[:, 5], *self.shear[2:])], 1
+        )
         matrix = affine_matrix(warp.size, angle, shift.round(), zoom, shear)
         matrix = torch.where(chosen[:, None, None], matrix, torch.eye(2, 3))
-        shrink = warp.shrink * max(1.0, 1 / self.scale[0])
-        return warp.then(matrix, upright=False, fill=self.fill, shrink=shrink)
+        return warp.with_fill(self.fill, chosen).then(matrix)
 
 
-class ElasticTransform(Geometric):
-    """A smooth random bend: normal displacements of a coarse grid of points, and a cubic spline between them.
-
-    The reference is ``elasticdeform.deform_random_grid``, of which ``deform_one`` makes use; this one needs no package.
+class ElasticTransform(GeometricTransform):
+    """A smooth random bend: normal displacements of a coarse grid of points, with a cubic spline between them.
 
     Args:
         points: points of the grid along each axis.
         sigma: standard deviation of their displacements, as a fraction of the image's shorter side.
-        fill: what comes in from outside; None repeats the edge.
+        fill: value of what comes in from outside; None repeats the edge.
         p: probability for each sample.
+        backend: "torch" computes the batch at once on its device, and resamples once together with crops and other
+            geometric steps next to it. "elasticdeform" calls ``elasticdeform.deform_grid`` with the same displacements,
+            image by image on the CPU; it agrees to 1e-5 of the range of pixels away from the edge of the image, where it
+            fills instead of interpolating, and takes about {cost}.
+    Raises:
+        ValueError: if there are fewer than two points, or the backend is unknown.
+        ImportError: if elasticdeform is asked for and missing.
 
     Source: Ronneberger et al., U-Net, arXiv:1505.04597.
     """
 
-    bends = True
+    has_bend = True
 
-    def __init__(self, points: int = 3, sigma: float = 0.05, fill: float | None = None, p: float = 1.0) -> None:
+    def __init__(
+        self,
+        points: int = 3,
+        sigma: float = 0.05,
+        fill: float | None = None,
+        p: float = 1.0,
+        backend: str = "torch",
+    ) -> None:
         super().__init__(2 * points * points, p)
         if points < 2:
-            raise ValueError(f"points={points} is no grid that could bend; pass at least 2.")
-        self.points, self.sigma, self.fill = points, sigma, fill
+            raise ValueError(f"points={points} cannot describe a bend; pass at least 2.")
+        if backend not in ("torch", "elasticdeform"):
+            raise ValueError(f'backend={backend!r} is unknown; pass "torch" or "elasticdeform".')
+        if backend == "elasticdeform":
+            import_elasticdeform()
+        self.points, self.sigma, self.fill, self.backend = points, sigma, fill, backend
+
+    def shows_outside(self) -> bool:
+        return True
+
+    def can_join(self, warp: Warp) -> bool:
+        return self.backend == "torch" and super().can_join(warp)
+
+    def displacements(self, numbers: Tensor, size: tuple[int, int]) -> Tensor:
+        """Displacements of the grid (B, 2, P, P) in pixels, x before y, from numbers (B, 2 P P)."""
+        normal = math.sqrt(2) * torch.erfinv(uniform_between(numbers, -1, 1).clamp(-0.999999, 0.999999))
+        return (normal * self.sigma * min(size)).view(-1, 2, self.points, self.points)
 
     def warp(self, warp: Warp, numbers: Tensor) -> Warp:
-        chosen, numbers = self.chosen(numbers)
-        normal = math.sqrt(2) * torch.erfinv(uniform(numbers, -1, 1).clamp(-0.999999, 0.999999))
-        grid = (normal * chosen[:, None] * self.sigma * min(warp.size)).view(-1, 2, self.points, self.points)
-        return warp.bend_by(bend(grid, warp.size), self.fill)
+        chosen, numbers = self.selected(numbers)
+        grid = self.displacements(numbers, warp.size) * chosen.view(-1, 1, 1, 1)
+        return warp.with_fill(self.fill, chosen).bend_by(dense_displacement(grid, warp.size), chosen)
+
+    def prepare(self, images: Tensor, numbers: Tensor) -> Callable[[Tensor, slice], Tensor]:
+        if self.backend == "torch":
+            return super().prepare(images, numbers)
+        return lambda chunk, part: self.run(float_copy(chunk), numbers[part])
+
+    def run(self, images: Tensor, numbers: Tensor) -> Tensor:
+        return (
+            super().run(images, numbers) if self.backend == "torch" else self.for_selected(self.deform, images, numbers)
+        )
+
+    def deform(self, images: Tensor, numbers: Tensor) -> Tensor:
+        """The images bent by elasticdeform, one by one."""
+        grids = self.displacements(numbers, images.shape[2:]).numpy()
+        bent = [deform_image(i, grid, self.fill) for i, grid in zip(images.cpu().numpy(), grids, strict=True)]
+        return torch.from_numpy(np.stack(bent)).to(images)
 
 
 def affine_matrix(size: tuple[int, int], angle: Tensor, shift: Tensor, zoom: Tensor, shear: Tensor) -> Tensor:
@@ -243,50 +316,56 @@ def affine_matrix(size: tuple[int, int], angle: Tensor, shift: Tensor, zoom: Ten
     a, c = torch.cos(angle - shear_y) / torch.cos(shear_y), torch.sin(angle - shear_y) / torch.cos(shear_y)
     b, d = -a * torch.tan(shear_x) - torch.sin(angle), -c * torch.tan(shear_x) + torch.cos(angle)
     inverse = torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / zoom[:, None, None]  # of [[a, b], [c, d]], determinant 1
-    return about_centre(size, inverse, shift)
+    return around_centre(size, inverse, shift)
 
 
-def about_centre(size: tuple[int, int], linear: Tensor, shift: Tensor | float = 0.0) -> Tensor:
+def around_centre(size: tuple[int, int], linear: Tensor, shift: Tensor | float = 0.0) -> Tensor:
     """(B, 2, 2), and the shift (B, 2) of the output, as maps (B, 2, 3) that keep the centre of the image."""
     centre = torch.tensor([size[1] / 2, size[0] / 2])
     moved = centre - (linear @ (centre + shift).expand(len(linear), 2)[:, :, None]).squeeze(2)
     return torch.cat([linear, moved[:, :, None]], 2)
 
 
-def bend(grid: Tensor, size: tuple[int, int]) -> Tensor:
+def dense_displacement(grid: Tensor, size: tuple[int, int]) -> Tensor:
     """Displacements of all pixels from those of a coarse grid whose corners are the corner pixels' centres.
 
     Shape:
         grid (B, 2, P, Q) in pixels, x before y -> (B, 2, h, w).
     """
-    rows, columns = (spline(points, side).to(grid) for points, side in zip(grid.shape[2:], size, strict=True))
+    rows, columns = (spline_weights(points, side).to(grid) for points, side in zip(grid.shape[2:], size, strict=True))
     return rows @ grid @ columns.T
 
 
 @cache
-def spline(points: int, size: int) -> Tensor:
+def spline_weights(points: int, size: int) -> Tensor:
     """(size, points): values between equally spaced points by the cubic spline that is mirrored at the ends."""
     place = np.linspace(0, points - 1, size)
     unit = [map_coordinates(column, [place], order=3, mode="mirror") for column in np.eye(points)]
     return torch.tensor(np.stack(unit, 1), dtype=torch.float32)
 
 
-def deform_one(image: np.ndarray, grid: np.ndarray, fill: float = 0.0) -> np.ndarray:
-    """The reference: one image (C, H, W) bent by displacements (2, P, Q), x before y, with elasticdeform.
+def deform_image(image: np.ndarray, grid: np.ndarray, fill: float | None = 0.0) -> np.ndarray:
+    """One image (C, H, W) bent by displacements (2, P, Q), x before y, with elasticdeform; None repeats the edge."""
+    outside = {"mode": "nearest"} if fill is None else {"mode": "constant", "cval": fill}
+    return import_elasticdeform().deform_grid(image, grid[::-1].copy(), order=1, axis=(1, 2), **outside)
+
+
+def import_elasticdeform() -> ModuleType:
+    """The package elasticdeform.
 
     Raises:
-        ImportError: if elasticdeform is missing.
+        ImportError: if it is missing.
     """
     try:
         import elasticdeform
     except ImportError as error:
         raise ImportError(
-            "the reference needs elasticdeform, which is not installed; run "
-            "`pip install --no-binary elasticdeform elasticdeform`, or use ElasticTransform, which does not need it."
+            'backend="elasticdeform" needs elasticdeform, which cannot be imported; run `pip install "superself[elastic]"`, '
+            'or pass backend="torch".'
         ) from error
-    return elasticdeform.deform_grid(image, grid[::-1].copy(), order=1, mode="constant", cval=fill, axis=(1, 2))
+    return elasticdeform
 
 
-def symmetric(bounds: float | Sequence[float]) -> tuple[float, ...]:
+def symmetric_range(bounds: float | Sequence[float]) -> tuple[float, ...]:
     """Bounds as they are, or (-d, d) of one number d."""
     return (-bounds, bounds) if isinstance(bounds, (int, float)) else tuple(bounds)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from superself.augment.colour import ColorJitter, RandomGrayscale
+from superself.augment.filters import GaussianBlur, RandomAdjustSharpness, blur_kernel_size
 from superself.augment.geometry import (
     CenterCrop,
     ElasticTransform,
@@ -21,17 +22,17 @@ from superself.augment.geometry import (
     RandomHorizontalFlip,
     RandomResizedCrop,
     Resize,
-    pair,
+    height_and_width,
 )
-from superself.augment.noise import GaussianBlur, Normalize, RandomBlocks, kernel_for
-from superself.augment.tone import (
-    RandomAdjustSharpness,
+from superself.augment.intensity import (
+    Normalize,
     RandomAutocontrast,
     RandomEqualize,
     RandomInvert,
     RandomPosterize,
     RandomSolarize,
 )
+from superself.augment.masking import RandomBlocks
 from superself.augment.transform import Compose, Lambda, MultiCrop, RandomChoice, Transform, Views
 
 Size = int | Sequence[int]
@@ -40,13 +41,13 @@ SMALL = 32  # pixels; up to this, images are not blurred and SimCLR's colours ar
 
 def is_small(size: Size) -> bool:
     """Whether images of this size are left unblurred, as those of CIFAR-10 are."""
-    return min(pair(size)) <= SMALL
+    return min(height_and_width(size)) <= SMALL
 
 
-def blurs(size: Size, p: float, blur: bool | None) -> list[Transform]:
+def optional_blur(size: Size, p: float, blur: bool | None) -> list[Transform]:
     """Gaussian blur with sigma from 0.1 to 2 pixels, or nothing; ``blur`` None decides by the size."""
     wanted = not is_small(size) if blur is None else blur
-    return [GaussianBlur(kernel_for(min(pair(size))), (0.1, 2.0), p=p)] if wanted else []
+    return [GaussianBlur(blur_kernel_size(min(height_and_width(size))), (0.1, 2.0), p=p)] if wanted else []
 
 
 def crop_and_flip(size: Size, scale: tuple[float, float] = (0.08, 1.0)) -> list[Transform]:
@@ -54,7 +55,7 @@ def crop_and_flip(size: Size, scale: tuple[float, float] = (0.08, 1.0)) -> list[
     return [RandomResizedCrop(size, scale), RandomHorizontalFlip()]
 
 
-def distort(strength: float) -> list[Transform]:
+def color_distortion(strength: float) -> list[Transform]:
     """SimCLR's colour distortion: jitter for four fifths of the samples, then greyscale for one fifth."""
     jitter = ColorJitter(0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength, p=0.8)
     return [jitter, RandomGrayscale(0.2)]
@@ -71,7 +72,7 @@ def simclr(size: Size, strength: float | None = None, blur: bool | None = None) 
     Source: Chen et al., SimCLR, arXiv:2002.05709, appendix on data augmentation.
     """
     strength = (0.5 if is_small(size) else 1.0) if strength is None else strength
-    return Compose([*crop_and_flip(size), *distort(strength), *blurs(size, 0.5, blur)])
+    return Compose([*crop_and_flip(size), *color_distortion(strength), *optional_blur(size, 0.5, blur)])
 
 
 def moco_v1(size: Size) -> Compose:
@@ -88,7 +89,7 @@ def moco_v2(size: Size, blur: bool | None = None) -> Compose:
     Source: Chen et al., MoCo v2, arXiv:2003.04297; numbers of the authors' code.
     """
     jitter = ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8)
-    return Compose([*crop_and_flip(size, (0.2, 1.0)), jitter, RandomGrayscale(0.2), *blurs(size, 0.5, blur)])
+    return Compose([*crop_and_flip(size, (0.2, 1.0)), jitter, RandomGrayscale(0.2), *optional_blur(size, 0.5, blur)])
 
 
 def byol(size: Size, blur: bool | None = None) -> Views:
@@ -97,8 +98,8 @@ def byol(size: Size, blur: bool | None = None) -> Views:
     Source: Grill et al., BYOL, arXiv:2006.07733, table of image augmentation parameters.
     """
     common = [*crop_and_flip(size), ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8), RandomGrayscale(0.2)]
-    first = Compose([*common, *blurs(size, 1.0, blur)])
-    return Views([first, Compose([*common, *blurs(size, 0.1, blur), RandomSolarize(0.5, p=0.2)])])
+    first = Compose([*common, *optional_blur(size, 1.0, blur)])
+    return Views([first, Compose([*common, *optional_blur(size, 0.1, blur), RandomSolarize(0.5, p=0.2)])])
 
 
 def dino(size: Size, small_count: int = 8, blur: bool | None = None) -> MultiCrop:
@@ -108,12 +109,14 @@ def dino(size: Size, small_count: int = 8, blur: bool | None = None) -> MultiCro
     Deviations: bilinear crops, where the authors' are bicubic.
     """
     colour = [ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8), RandomGrayscale(0.2)]
-    first = Compose([*crop_and_flip(size, (0.4, 1.0)), *colour, *blurs(size, 1.0, blur)])
+    first = Compose([*crop_and_flip(size, (0.4, 1.0)), *colour, *optional_blur(size, 1.0, blur)])
     solarize = RandomSolarize(0.5, p=0.2)
-    second = Compose([*crop_and_flip(size, (0.4, 1.0)), *colour, *blurs(size, 0.1, blur), solarize])
+    second = Compose([*crop_and_flip(size, (0.4, 1.0)), *colour, *optional_blur(size, 0.1, blur), solarize])
     small = small_size(size)
     return MultiCrop(
-        [first, second], Compose([*crop_and_flip(small, (0.05, 0.4)), *colour, *blurs(small, 0.5, blur)]), small_count
+        [first, second],
+        Compose([*crop_and_flip(small, (0.05, 0.4)), *colour, *optional_blur(small, 0.5, blur)]),
+        small_count,
     )
 
 
@@ -124,14 +127,14 @@ def swav(size: Size, small_count: int = 6, blur: bool | None = None) -> MultiCro
     """
 
     def view(size: Size, scale: tuple[float, float]) -> Compose:
-        return Compose([*crop_and_flip(size, scale), *distort(1.0), *blurs(size, 0.5, blur)])
+        return Compose([*crop_and_flip(size, scale), *color_distortion(1.0), *optional_blur(size, 0.5, blur)])
 
     return MultiCrop([view(size, (0.14, 1.0))] * 2, view(small_size(size), (0.05, 0.14)), small_count)
 
 
 def small_size(size: Size) -> tuple[int, int]:
     """Height and width of the small views that go with large ones of ``size``."""
-    height, width = pair(size)
+    height, width = height_and_width(size)
     return round(height * 96 / 224), round(width * 96 / 224)
 
 

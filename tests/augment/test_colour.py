@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from superself.augment import ColorJitter, RandomGrayscale, RGBToLab
-from superself.augment.colour import adjust_hue, blend, say_left_out
+from superself.augment.colour import adjust_hue, blend_with_grey, warn_skipped
 from superself.basics.colour import greyscale, rgb_to_lab
 
 from tensors import seeded
@@ -28,9 +28,9 @@ FACTORS = torch.tensor([0.0, 0.3, 1.0, 1.4, 2.0])
 def test_brightness_contrast_and_saturation_equal_torchvisions():
     images, none = images_of(5), torch.zeros(5)
     ours = [
-        blend(images.clone(), FACTORS, none, none),
-        blend(images.clone(), FACTORS, 1 - FACTORS, none),
-        blend(images.clone(), FACTORS, none, 1 - FACTORS),
+        blend_with_grey(images.clone(), FACTORS, none, none),
+        blend_with_grey(images.clone(), FACTORS, 1 - FACTORS, none),
+        blend_with_grey(images.clone(), FACTORS, none, 1 - FACTORS),
     ]
     for views, reference in zip(ours, (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation), strict=True):
         for image, factor, view in zip(images, FACTORS.tolist(), views, strict=True):
@@ -100,7 +100,7 @@ def test_bounds_are_as_in_torchvision():
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_other_channels_keep_brightness_and_contrast_and_it_is_said_once(channels):
-    say_left_out.cache_clear()
+    warn_skipped.cache_clear()
     images, jitter = images_of(3, channels), ColorJitter(0.5, 0.5, 0.5, 0.2)
     with pytest.warns(UserWarning, match=rf"jitter of saturation and hue needs RGB .* {channels} channel"):
         views = jitter(images, seeded())

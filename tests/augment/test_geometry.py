@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import builtins
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from superself.augment import (
     CenterCrop,
+    Compose,
     ElasticTransform,
     RandomAffine,
     RandomCrop,
@@ -19,7 +20,7 @@ from superself.augment import (
     RandomZoom,
     Resize,
 )
-from superself.augment.geometry import affine_matrix, bend, deform_one
+from superself.augment.geometry import affine_matrix, deform_image, dense_displacement
 from superself.augment.resample import Warp, resample
 
 from tensors import images_of, seeded
@@ -37,7 +38,8 @@ AFFINES = [
 def test_affine_equals_torchvisions(fill):
     images = images_of(len(AFFINES))
     angle, shift, zoom, shear = (torch.tensor(column, dtype=torch.float32) for column in zip(*AFFINES, strict=True))
-    warp = Warp.identity(images).then(affine_matrix((30, 26), angle, shift, zoom, shear), upright=False, fill=fill)
+    everyone = torch.ones(len(images), dtype=torch.bool)
+    warp = Warp.identity(images).with_fill(fill, everyone).then(affine_matrix((30, 26), angle, shift, zoom, shear))
     for image, (a, t, z, s), view in zip(images, AFFINES, resample(images, warp), strict=True):
         # an image of ones shows how much of a pixel comes from inside (with a fill, torchvision darkens the edge twice)
         options = {"interpolation": tv.InterpolationMode.BILINEAR, "fill": None}
@@ -155,9 +157,9 @@ def test_elastic_deformation_equals_elasticdeform(points):
     pytest.importorskip("elasticdeform")
     images = images_of(2, 40, 32)
     grid = 3 * torch.randn(2, 2, points, points, generator=seeded())
-    warp = Warp.identity(images).bend_by(bend(grid, (40, 32)), None)
+    warp = Warp.identity(images).bend_by(dense_displacement(grid, (40, 32)), torch.ones(2, dtype=torch.bool))
     for image, one, view in zip(images, grid, resample(images, warp), strict=True):
-        reference = torch.from_numpy(deform_one(image.numpy(), one.numpy(), fill=-9.0))
+        reference = torch.from_numpy(deform_image(image.numpy(), one.numpy(), fill=-9.0))
         inside = reference >= 0  # within half a pixel of the edge elasticdeform fills, where we interpolate
         assert inside.float().mean() > 0.6
         torch.testing.assert_close(view[inside], reference[inside], atol=2e-3, rtol=0)
@@ -169,19 +171,38 @@ def test_elastic_displacements_have_the_given_spread():
     warp = elastic.warp(Warp.identity(images), torch.rand(1000, elastic.draws, generator=seeded()))
     corners = warp.bend[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
     assert abs(corners.std() - 4) < 0.15 and abs(corners.mean()) < 0.15
-    with pytest.raises(ValueError, match="points=1 is no grid"):
+    with pytest.raises(ValueError, match="points=1 cannot describe a bend"):
         ElasticTransform(points=1)
 
 
-def test_missing_elasticdeform_is_said_only_when_the_reference_is_asked_for(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name == "elasticdeform":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+def test_missing_elasticdeform_is_reported_only_where_it_is_used(monkeypatch):
+    monkeypatch.setitem(sys.modules, "elasticdeform", None)  # importing it now raises
     assert ElasticTransform()(images_of(2)).shape == (2, 3, 30, 26)
-    with pytest.raises(ImportError, match="pip install --no-binary elasticdeform elasticdeform"):
-        deform_one(np.zeros((3, 8, 8)), np.zeros((2, 3, 3)))
+    with pytest.raises(ImportError, match=r'pip install "superself\[elastic\]"'):
+        ElasticTransform(backend="elasticdeform")
+
+
+@pytest.mark.parametrize("fill", [None, 0.3])
+def test_both_backends_of_elastic_transform_agree(fill):
+    pytest.importorskip("elasticdeform")
+    images = images_of(6, 40, 32)
+    batched, exact = (ElasticTransform(fill=fill, p=0.5, backend=backend) for backend in ("torch", "elasticdeform"))
+    views, reference = batched(images, seeded(2)), exact(images, seeded(2))
+    same = (views == images).flatten(1).all(1)
+    assert torch.equal(same, (reference == images).flatten(1).all(1)) and 0 < same.sum() < 6
+    middle = (..., slice(8, -8), slice(8, -8))
+    torch.testing.assert_close(views[middle], reference[middle], atol=1e-5, rtol=0)
+    if fill is None:  # an edge is repeated from different places, at most half a pixel apart
+        torch.testing.assert_close(views, reference, atol=1e-5, rtol=0)
+
+
+def test_elasticdeform_is_not_composed_with_other_steps():
+    pytest.importorskip("elasticdeform")
+    images, parts = images_of(3, 24, 24), [RandomCrop(16), ElasticTransform(backend="elasticdeform"), RandomCrop(8)]
+    numbers = torch.rand(3, Compose(parts).draws, generator=seeded())
+    expected = images
+    for part, part_numbers in zip(parts, numbers.split([part.draws for part in parts], 1), strict=True):
+        expected = part.run(expected, part_numbers)
+    torch.testing.assert_close(Compose(parts)(images, seeded()), expected, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="backend='scipy' is unknown; pass \"torch\" or \"elasticdeform\""):
+        ElasticTransform(backend="scipy")

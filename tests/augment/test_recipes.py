@@ -134,7 +134,7 @@ def test_a_function_with_one_view_is_called_for_each():
     first, second = recipe(function, 8, views=2, normalize=((0.0,) * 3, (2.0,) * 3))(images)
     torch.testing.assert_close(first, (images + 1) / 2)
     torch.testing.assert_close(second, (images + 2) / 2)
-    with pytest.raises(ValueError, match="gives 3 views where 2 are needed"):
+    with pytest.raises(ValueError, match="returns 3 views, but 2 are needed"):
         recipe(lambda batch: [batch] * 3, 8, views=2)(images)
 
 

@@ -74,7 +74,9 @@ def test_rotated_crop_is_sharper_than_two_resamplings():
 def test_general_path_agrees_with_the_upright_one():
     images = images_of(5, 30, 30)
     crop = Compose([RandomResizedCrop(40, (0.3, 1.0)), RandomHorizontalFlip()])
-    turned = Compose([*crop.transforms, RandomAffine(0.0, fill=None)])  # rotation by 0 degrees: grid sampling
+    turned = Compose(
+        [*crop.transforms, RandomAffine((1e-4, 1e-4), fill=None)]
+    )  # turned so little that only the method differs
     numbers = torch.rand(5, turned.draws, generator=seeded())
     upright = crop.run(images, numbers[:, : crop.draws])
     torch.testing.assert_close(turned.run(images, numbers), upright, atol=1e-4, rtol=0)
@@ -124,3 +126,85 @@ def test_two_bends_are_two_resamplings():
     numbers = torch.rand(3, 18 + 32, generator=seeded())
     one_by_one = bends[1].run(bends[0].run(images, numbers[:, :18]), numbers[:, 18:])
     torch.testing.assert_close(both, one_by_one)
+
+
+def test_crop_at_the_corner_of_a_single_image_is_cut():
+    """Its map from output to input is the identity, but its size is not that of the image."""
+    image = images_of(1, 32, 32)
+    crop = Warp.identity(image).crop(torch.tensor([[0.0, 0.0, 16.0, 16.0]]), (16, 16))
+    torch.testing.assert_close(resample(image, crop), image[:, :, :16, :16], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("fill", [0.0, 0.5])
+@pytest.mark.parametrize("turned", [False, True])
+def test_crop_that_lies_in_the_padding_is_all_fill(fill, turned):
+    image = images_of(1, 32, 32)
+    everyone = torch.ones(1, dtype=torch.bool)
+    warp = Warp.identity(image).with_fill(fill, everyone)
+    for left, top in ((-16, -16), (16, 16), (-16, 16), (0, -16), (16, 0)):
+        padded = warp.crop(torch.tensor([[left, top, left + 32, top + 32]]).float(), (32, 32))
+        for place in ((0, 0, 16, 16), (0, 16, 16, 32), (16, 0, 32, 16), (16, 16, 32, 32)):
+            twice = padded.crop(torch.tensor([place]).float(), (20, 20))
+            if turned:
+                twice = twice.then(torch.tensor([[[0.0, -1.0, 20.0], [1.0, 0.0, 0.0]]]))
+            view = resample(image, twice)
+            assert view.isfinite().all()
+            outside = not (0 <= left + place[0] < 32 and 0 <= top + place[1] < 32)
+            assert (view == fill).all() == outside, (left, top, place)
+
+
+def test_random_resized_crops_of_padded_images_are_finite():
+    images = images_of(64, 32, 32)
+    views = Compose([RandomCrop(32, padding=16), RandomResizedCrop(32)])(images, seeded())
+    assert views.isfinite().all() and views.min() >= -1e-5 and views.max() <= 1 + 1e-5
+
+
+SOMETIMES = {
+    "flip": RandomHorizontalFlip(0.5),
+    "vertical flip": RandomVerticalFlip(0.5),
+    "zoom": RandomZoom((0.3, 0.9), fill=0.5, p=0.5),
+    "affine": RandomAffine(20, (0.1, 0.1), (0.5, 1.5), 10, p=0.5),
+    "affine without rotation": RandomAffine(0, (0.1, 0.1), (0.5, 1.5), fill=None, p=0.5),
+    "elastic": ElasticTransform(p=0.5),
+    "elastic with fill": ElasticTransform(fill=0.2, p=0.5),
+}
+
+
+@pytest.mark.parametrize("name", SOMETIMES)
+def test_samples_that_are_not_selected_stay_exactly_as_they_are(name):
+    images, part = images_of(40), SOMETIMES[name]
+    numbers = torch.rand(40, part.draws, generator=seeded())
+    views, selected = part.run(images.clone(), numbers), numbers[:, 0] < 0.5
+    assert 0 < selected.sum() < 40
+    assert torch.equal(views[~selected], images[~selected])
+    assert ((views != images).flatten(1).any(1) == selected).all()
+
+
+@pytest.mark.parametrize("composed", ["alone", "after a crop", "before a crop", "after a padded crop", "twice"])
+@pytest.mark.parametrize("name", SOMETIMES)
+def test_views_of_a_batch_are_those_of_its_halves(name, composed):
+    images, part = images_of(12), SOMETIMES[name]
+    around = {
+        "alone": [part],
+        "after a crop": [RandomResizedCrop(20), part],
+        "before a crop": [part, RandomResizedCrop(20)],
+        "after a padded crop": [RandomCrop(24, padding=4, fill=0.7), part],
+        "twice": [part, part],
+    }
+    transform = Compose(around[composed])
+    numbers = torch.rand(12, transform.draws, generator=seeded(1))
+    whole = transform.run(images.clone(), numbers)
+    for size in (6, 1):
+        parts = [transform.run(i.clone(), n) for i, n in zip(images.split(size), numbers.split(size), strict=True)]
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_steps_with_different_fills_are_separate_resamplings():
+    """Both kinds of outside are seen in one view, so one map with one fill cannot show them."""
+    images = images_of(4, 16, 16)
+    steps = [RandomCrop(16, padding=8, fill=0.25), RandomAffine(translate=(0.5, 0.5), fill=0.75)]
+    numbers = torch.rand(4, Compose(steps).draws, generator=seeded())
+    both = Compose(steps).run(images, numbers)
+    one_by_one = steps[1].run(steps[0].run(images, numbers[:, :2]), numbers[:, 2:])
+    assert torch.equal(both, one_by_one)
+    assert (both == 0.25).any() and (both == 0.75).any()

@@ -7,11 +7,16 @@ from superself.augment import (
     RECIPES,
     ColorJitter,
     Compose,
+    ElasticTransform,
     GaussianBlur,
     GaussianNoise,
+    GridTiles,
     Lambda,
     MultiCrop,
+    Normalize,
+    OverlappingPatches,
     PixelMask,
+    RandomAdjustSharpness,
     RandomAffine,
     RandomApply,
     RandomChoice,
@@ -21,6 +26,9 @@ from superself.augment import (
     RandomInvert,
     RandomResizedCrop,
     Resize,
+    RGBToLab,
+    Sobel,
+    Standardize,
     Transform,
     Views,
     recipe,
@@ -103,6 +111,30 @@ def test_recipes_take_any_number_of_channels(augment, channels):
         assert view.shape[:2] == (5, channels) and view.isfinite().all()
 
 
+@pytest.mark.parametrize("augment", [*RECIPES, EVERY_KIND], ids=lambda a: a if isinstance(a, str) else "every kind")
+def test_views_are_the_same_under_autocast(augment):
+    images, transform = bytes_of(6, 40), recipe(augment, 40)
+    expected = as_list(transform(images, seeded()))
+    with torch.autocast("cpu", torch.bfloat16):
+        views = as_list(transform(images, seeded()))
+    for view, one in zip(views, expected, strict=True):
+        assert view.dtype == torch.float32 and torch.equal(view, one)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [Sobel(), RGBToLab(), GaussianBlur(5), ElasticTransform(), RandomAdjustSharpness(p=1.0), Lambda(lambda x: x @ x)]
+    + [GridTiles(2, standardize=True), OverlappingPatches(8), Standardize(), Normalize([0.5] * 3, [0.2] * 3)],
+    ids=lambda transform: type(transform).__name__,
+)
+def test_single_transforms_are_the_same_under_autocast(transform):
+    images = bytes_of(3) / 255
+    expected = transform(images, seeded())
+    with torch.autocast("cpu", torch.bfloat16):
+        view = transform(images, seeded())
+    assert view.dtype == torch.float32 and torch.equal(view, expected)
+
+
 def test_samples_differ_in_their_parameters():
     images = bytes_of(1).expand(8, -1, -1, -1)
     views = recipe("simclr", 24)(images, seeded())
@@ -143,7 +175,7 @@ def test_random_choice_may_change_the_size():
 
 
 def test_transforms_of_some_samples_must_keep_the_size():
-    with pytest.raises(ValueError, match=r"\(3, 7, 7\) beside others of \(3, 24, 24\)"):
+    with pytest.raises(ValueError, match=r"images of shape \(3, 24, 24\) into \(3, 7, 7\), so they no longer"):
         RandomApply([Resize(7)], 0.5)(bytes_of(9), seeded())
 
 
@@ -179,7 +211,7 @@ def test_generator_decides_and_the_global_state_is_left_alone():
 def test_what_cannot_be_used_is_said():
     with pytest.raises(ValueError, match=r"p=1.5 is not a probability"):
         RandomInvert(1.5)
-    with pytest.raises(ValueError, match=r"batch of images \(B, C, H, W\), not a tensor of shape \(3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"batch of images \(B, C, H, W\), got a tensor of shape \(3, 8, 8\)"):
         RandomInvert()(torch.rand(3, 8, 8))
     with pytest.raises(ValueError, match="2 transforms and 3 weights"):
         RandomChoice([Resize(8), Resize(8)], [1, 2, 3])

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from superself.augment.transform import Transform, to_device, uniform
+from superself.augment.transform import Transform, as_range, per_sample, uniform_between
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
     """Pixels from the threshold (B,) on inverted."""
-    return torch.where(images >= to_device(threshold, images), 1 - images, images)
+    return torch.where(images >= per_sample(threshold, images), 1 - images, images)
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
     """The highest ``bits`` (B,) of the eight bits of each pixel."""
-    step = to_device(2 ** (8 - bits), images)
+    step = per_sample(2 ** (8 - bits), images)
     return torch.floor((255 * images).round_() / step) * step / 255
 
 
@@ -28,27 +29,15 @@ def autocontrast(images: Tensor) -> Tensor:
     return (images - torch.where(flat, 0.0, low)) / torch.where(flat, 1.0, high - low)
 
 
-def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Images mixed with their blurred selves: 0 is blurred, 1 the image, 2 sharper; the border stays.
-
-    The blur is Pillow's: 3 x 3 pixels, the middle one with weight 5/13, the others with 1/13.
-    """
-    inner = images[:, :, 1:-1, 1:-1]
-    blurred = (9 * F.avg_pool2d(images, 3, 1) + 4 * inner) / 13
-    result = images.clone()
-    result[:, :, 1:-1, 1:-1] = torch.lerp(blurred, inner, to_device(factor, images)).clamp_(0, 1)
-    return result
-
-
 class RandomSolarize(Transform):
     """Pixels from ``threshold`` on inverted; a number, or bounds from which each sample draws one."""
 
     def __init__(self, threshold: float | tuple[float, float] = 0.5, p: float = 0.5) -> None:
         super().__init__(1, p)
-        self.threshold = bounds(threshold)
+        self.threshold = as_range(threshold)
 
     def transform(self, images: Tensor, numbers: Tensor) -> Tensor:
-        return solarize(images, uniform(numbers[:, 0], *self.threshold))
+        return solarize(images, uniform_between(numbers[:, 0], *self.threshold))
 
 
 class RandomPosterize(Transform):
@@ -56,10 +45,10 @@ class RandomPosterize(Transform):
 
     def __init__(self, bits: int | tuple[int, int] = (4, 8), p: float = 0.5) -> None:
         super().__init__(1, p)
-        self.bits = bounds(bits)
+        self.bits = as_range(bits)
 
     def transform(self, images: Tensor, numbers: Tensor) -> Tensor:
-        return posterize(images, uniform(numbers[:, 0], self.bits[0], self.bits[1] + 1).floor())
+        return posterize(images, uniform_between(numbers[:, 0], self.bits[0], self.bits[1] + 1).floor())
 
 
 class RandomInvert(Transform):
@@ -93,17 +82,19 @@ class RandomEqualize(Transform):
         return tv.equalize(channels).view_as(images) / 255
 
 
-class RandomAdjustSharpness(Transform):
-    """Blurred (0) to sharper than it is (2); a number, or bounds."""
+class Normalize(Transform):
+    """(pixel - mean) / std, one value a channel; the last step."""
 
-    def __init__(self, factor: float | tuple[float, float] = 2.0, p: float = 0.5) -> None:
-        super().__init__(1, p)
-        self.factor = bounds(factor)
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if min(std) <= 0:
+            raise ValueError(f"Normalize has std={tuple(std)}; pass numbers above 0.")
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def transform(self, images: Tensor, numbers: Tensor) -> Tensor:
-        return adjust_sharpness(images, uniform(numbers[:, 0], *self.factor))
-
-
-def bounds(value: float | tuple[float, float]) -> tuple[float, float]:
-    """Bounds as they are, or (v, v) of one number v."""
-    return (value, value) if isinstance(value, (int, float)) else (value[0], value[1])
+        if images.shape[1] != len(self.mean):
+            raise ValueError(
+                f"Normalize has {len(self.mean)} means for images of {images.shape[1]} channels; pass one for each."
+            )
+        return images.sub_(self.mean.to(images.device)).div_(self.std.to(images.device))

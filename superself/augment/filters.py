@@ -1,0 +1,97 @@
+"""Blur, noise, parts taken away, edges, and normalisation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from superself.augment.resample import weighted_rows
+from superself.augment.transform import Transform, as_range, per_sample, uniform_between
+from superself.basics.colour import greyscale
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
+    """A Gaussian of ``sigma`` (B,) pixels, cut off at ``kernel_size`` pixels; images are mirrored at their edges."""
+    half = kernel_size // 2
+    if half >= min(images.shape[2:]):
+        raise ValueError(
+            f"kernel_size={kernel_size} reaches beyond images of {images.shape[2]} x {images.shape[3]}; "
+            f"pass one below {2 * min(images.shape[2:])}, or None for a tenth of the image."
+        )
+    offsets = torch.arange(-half, half + 1, device=images.device)
+    weight = torch.softmax(-0.5 * (offsets / per_sample(sigma, images)[:, 0]) ** 2, 2)  # (B, 1, K)
+    for _ in range(2):  # the rows of the image, then its columns
+        height = images.shape[2]
+        row = (torch.arange(height, device=images.device)[:, None] + offsets).abs()
+        row = (height - 1) - (height - 1 - row).abs()  # mirrored at both ends
+        images = weighted_rows(images, row.expand(len(images), -1, -1), weight.expand(-1, height, -1)).transpose(2, 3)
+    return images.contiguous()
+
+
+class GaussianBlur(Transform):
+    """A Gaussian blur with a sigma of its own for every sample, uniform between the bounds, in pixels.
+
+    Args:
+        kernel_size: odd number of pixels; None takes a tenth of the image's shorter side.
+        sigma: bounds, or one number for all.
+        p: probability for each sample.
+    """
+
+    def __init__(
+        self, kernel_size: int | None = None, sigma: float | tuple[float, float] = (0.1, 2.0), p: float = 1.0
+    ) -> None:
+        super().__init__(1, p)
+        if kernel_size is not None and kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size} has no middle; pass an odd number.")
+        self.kernel_size, self.sigma = kernel_size, as_range(sigma)
+
+    def transform(self, images: Tensor, numbers: Tensor) -> Tensor:
+        kernel_size = self.kernel_size or blur_kernel_size(min(images.shape[2:]))
+        return gaussian_blur(images, uniform_between(numbers[:, 0], *self.sigma), kernel_size)
+
+
+def blur_kernel_size(size: int) -> int:
+    """The odd number of pixels next to a tenth of ``size``, at least 3: 23 for 224."""
+    return max(3, int(size * 0.1) // 2 * 2 + 1)
+
+
+class Sobel(Transform):
+    """The derivatives of the luma along x and y as two channels; the image's edge is repeated.
+
+    Source: the preprocessing of Caron et al., DeepCluster, arXiv:1807.05520.
+    """
+
+    def out_channels(self, channels: int) -> int:
+        return 2
+
+    def transform(self, images: Tensor, numbers: Tensor) -> Tensor:
+        grey = F.pad(greyscale(images), (1, 1, 1, 1), mode="replicate")
+        # Differences along one axis, smoothed by (1, 2, 1) along the other. Unlike a convolution, sums stay exact in TF32.
+        x, y = grey[..., 2:] - grey[..., :-2], grey[:, :, 2:] - grey[:, :, :-2]
+        x = x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]
+        y = y[..., :-2] + 2 * y[..., 1:-1] + y[..., 2:]
+        return torch.cat([x, y], 1)
+
+
+def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
+    """Images mixed with their blurred selves: 0 is blurred, 1 the image, 2 sharper; the border stays.
+
+    The blur is Pillow's: 3 x 3 pixels, the middle one with weight 5/13, the others with 1/13.
+    """
+    inner = images[:, :, 1:-1, 1:-1]
+    blurred = (9 * F.avg_pool2d(images, 3, 1) + 4 * inner) / 13
+    result = images.clone()
+    result[:, :, 1:-1, 1:-1] = torch.lerp(blurred, inner, per_sample(factor, images)).clamp_(0, 1)
+    return result
+
+
+class RandomAdjustSharpness(Transform):
+    """Blurred (0) to sharper than it is (2); a number, or bounds."""
+
+    def __init__(self, factor: float | tuple[float, float] = 2.0, p: float = 0.5) -> None:
+        super().__init__(1, p)
+        self.factor = as_range(factor)
+
+    def transform(self, images: Tensor, numbers: Tensor) -> Tensor:
+        return adjust_sharpness(images, uniform_between(numbers[:, 0], *self.factor))
