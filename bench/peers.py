@@ -16,6 +16,7 @@ from bench.report import CORES
 from superself.augment.recipes import is_small
 from superself.data import Preprocessing
 from superself.networks import feature_width, pool_features
+from superself.training import make_lr_scheduler
 
 MISSING = 'lightly is not installed, so ours is measured without a peer; pip install -e ".[bench]" brings it.'
 
@@ -171,7 +172,7 @@ def lightly_loop(
     order = RandomSampler(dataset, num_samples=total_steps * batch_size)
     loader = DataLoader(dataset, batch_size, sampler=order, drop_last=True, num_workers=CORES)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
-    schedule = lr_scheduler(optimizer, total_steps) if lr_scheduler else None
+    schedule = make_lr_scheduler(lr_scheduler, optimizer, total_steps, steps_per_epoch=total_steps)
     total_loss = torch.zeros((), device=device)
     for step, (first, second) in enumerate(loader):
         model.before_step(step, total_steps)
@@ -182,6 +183,5 @@ def lightly_loop(
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if schedule is not None:
-            schedule.step()
+        schedule.step()
         yield step + 1

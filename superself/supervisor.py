@@ -22,11 +22,11 @@ from superself.training import (
     check_known,
     check_settings,
     dataset_state_keys,
+    make_lr_scheduler,
     make_optimizer,
     parameter_groups,
     read_checkpoint,
     require_fit,
-    start_schedule,
     stored_arguments,
     versions,
     write_checkpoint,
@@ -142,7 +142,7 @@ class Supervisor(nn.Module):
             num_workers: processes that decode files; 0 uses none for data in memory and one a core otherwise.
             name: where the run is kept: NAME.pt, NAME.yaml, NAME.csv.
             pretrained: start from the weights in NAME.pt, or from those of the run named here.
-            lr_scheduler: ``f(optimizer)`` or ``f(optimizer, total_steps)``; steps once per optimiser step.
+            lr_scheduler: "cosine", ``warmup_cosine(0.1)``, or what ``make_lr_scheduler`` takes; steps once per optimizer step.
             resume: continue the run in NAME.pt where it was stored.
             weight_decay: given to the optimiser for weights, not for biases and norms; None leaves it to the optimiser.
             seed: of order, views and dropout; None takes the constructor's, which covers the initial weights too.
@@ -235,7 +235,7 @@ class Supervisor(nn.Module):
         groups = parameter_groups(self.named_parameters(), lr=lr, weight_decay=self.settings["weight_decay"])
         optimizer = make_optimizer(optimizer, groups, lr, self.device)
         self.total_steps = self.total_epochs * len(loader)
-        return loader, optimizer, start_schedule(lr_scheduler, optimizer, self.total_steps)
+        return loader, optimizer, make_lr_scheduler(lr_scheduler, optimizer, self.total_steps, len(loader))
 
     def _sampler(self, batch_size: int, shuffle: bool) -> EpochSampler:
         """Which images an epoch takes, and in which order. Override to train on a part of them."""

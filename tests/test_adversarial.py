@@ -150,7 +150,7 @@ def test_a_schedule_that_moves_momenta_too_finds_them():
         epochs=1,
         batch_size=8,
         name="run",
-        lr_scheduler=lambda optimizer, steps: OneCycleLR(optimizer, [1e-2, 5e-3], total_steps=steps),
+        lr_scheduler=functools.partial(OneCycleLR, max_lr=[1e-2, 5e-3]),
         progress=False,
     )
     assert all(0.85 < group["betas"][0] < 0.95 for group in supervisor.run.optimizer.param_groups)  # from 0.5

@@ -314,7 +314,10 @@ def test_ranges_and_numbers_of_numpy_are_kept_with_the_run(rotations):
         (functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5), [1.0, 0.5]),
         (lambda optimizer, gamma=0.5: torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma), [1.0, 0.5]),
         (lambda optimizer, *, gamma=0.5: torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma), [1.0, 0.5]),
-        (lambda optimizer, steps: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: steps - step), [2.0, 1.0]),
+        (
+            lambda optimizer, total_steps: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: total_steps - k),
+            [2, 1],
+        ),
     ],
 )
 def test_a_schedule_is_given_the_number_of_steps_where_it_asks_for_them(schedule, rates):

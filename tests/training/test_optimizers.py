@@ -9,6 +9,7 @@ from superself.training import (
     GroupRule,
     can_fuse,
     check_optimizer,
+    make_lr_scheduler,
     make_optimizer,
     parameter_groups,
 )
@@ -127,6 +128,46 @@ def test_rules_are_validated():
 
 
 # ---- optimizers --------------------------------------------------------------------------------------------------------
+
+
+def test_predictor_keeps_its_rate_while_the_others_follow_the_schedule(networks):
+    """As in SimSiam, arXiv:2011.10566."""
+    groups = parameter_groups(
+        networks.named_parameters(), lr=0.1, weight_decay=1e-4, rules=[GroupRule(networks.predictor, fixed_lr=True)]
+    )
+    optimizer = make_optimizer(functools.partial(torch.optim.SGD, momentum=0.9), groups, 0.1, CPU)
+    scheduler = make_lr_scheduler("cosine", optimizer, total_steps=4, steps_per_epoch=2)
+    for _ in range(4):
+        optimizer.step()
+        scheduler.step()
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.0, 0.0, 0.1, 0.1])
+
+
+def test_two_players_are_two_groups_of_one_optimizer(networks):
+    rule = GroupRule(networks.discriminator, lr_factor=0.5, betas=(0.5, 0.999), name="discriminator")
+
+    def prepared():
+        groups = parameter_groups(networks.named_parameters(), lr=0.1, weight_decay=0.01, rules=[rule])
+        optimizer = make_optimizer("adam", groups, 0.1, CPU)
+        return optimizer, make_lr_scheduler("cosine", optimizer, total_steps=4, steps_per_epoch=2)
+
+    optimizer, scheduler = prepared()
+    for p in networks.parameters():
+        p.grad = torch.ones_like(p)
+    for _ in range(2):
+        optimizer.step()
+        scheduler.step()
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.05, 0.05, 0.025, 0.025])
+    assert [g["betas"][0] for g in optimizer.param_groups] == [0.9, 0.9, 0.5, 0.5]
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.01, 0.0, 0.01, 0.0]
+    assert all(g["fused"] for g in optimizer.param_groups)
+    restored, _ = prepared()
+    restored.load_state_dict(optimizer.state_dict())
+    assert [g["name"] for g in restored.param_groups] == [g["name"] for g in optimizer.param_groups]
+    assert torch.equal(
+        restored.state[networks.discriminator.weight]["exp_avg"],
+        optimizer.state[networks.discriminator.weight]["exp_avg"],
+    )
 
 
 @pytest.mark.parametrize(
