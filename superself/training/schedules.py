@@ -317,8 +317,8 @@ def _requested_arguments(factory: Callable[..., Any]) -> list[str]:
         raise TypeError(
             f"lr_scheduler={name} needs {', '.join(missing)}, but it is only called with the optimizer and, by name, with "
             f"{', '.join(RUN_LENGTH)}; bind the rest: "
-            f"lr_scheduler=functools.partial({name}, {missing[0]}=...), or for the number of steps "
-            f"lr_scheduler=lambda optimizer, total_steps: {name}(optimizer, {missing[0]}=total_steps)."
+            f"lr_scheduler=functools.partial({name}, {missing[0]}=...), or if the value depends on the length of the run, as in "
+            "lr_scheduler=lambda optimizer, total_steps: CosineAnnealingLR(optimizer, T_max=total_steps)."
         )
     return requested
 
