@@ -1,4 +1,4 @@
-"""Batched random transforms with parameters of their own for every sample, and the recipes built of them."""
+"""Random transforms of whole batches, with parameters drawn for each sample, and recipes built from them."""
 
 from superself.augment.colour import ColorJitter, RandomGrayscale, RGBToLab
 from superself.augment.filters import GaussianBlur, RandomAdjustSharpness, Sobel
@@ -28,7 +28,16 @@ from superself.augment.per_image import PerImage
 from superself.augment.recipes import RECIPES, recipe
 from superself.augment.show import show_views
 from superself.augment.tiles import GridTiles, OverlappingPatches, Standardize
-from superself.augment.transform import Compose, Lambda, MultiCrop, RandomApply, RandomChoice, Transform, Views
+from superself.augment.transform import (
+    Compose,
+    GeometricTransform,
+    Lambda,
+    MultiCrop,
+    RandomApply,
+    RandomChoice,
+    Transform,
+    Views,
+)
 
 __all__ = [
     "RECIPES",
@@ -38,6 +47,7 @@ __all__ = [
     "ElasticTransform",
     "GaussianBlur",
     "GaussianNoise",
+    "GeometricTransform",
     "GridTiles",
     "Lambda",
     "MultiCrop",

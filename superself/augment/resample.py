@@ -190,9 +190,7 @@ def _resample_upright(images: Tensor, warp: Warp) -> Tensor:
     full = FULL_SCALE.get(images.dtype, 1.0)
     for axis in (0, 1):
         filled = warp.fill is not None
-        index, weight = axis_weights(
-            numbers[:, axis::2], images.shape[3], warp.size[1 - axis], counts[axis], filled
-        )
+        index, weight = axis_weights(numbers[:, axis::2], images.shape[3], warp.size[1 - axis], counts[axis], filled)
         weight, full = weight / full, 1.0
         columns = images.transpose(2, 3).to(torch.float32, memory_format=torch.contiguous_format)
         images = weighted_rows(columns.contiguous(), index, weight)  # (B, C, w, H), then (B, C, h, w)

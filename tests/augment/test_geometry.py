@@ -204,5 +204,5 @@ def test_elasticdeform_is_not_composed_with_other_steps():
     for part, part_numbers in zip(parts, numbers.split([part.draws for part in parts], 1), strict=True):
         expected = part.run(expected, part_numbers)
     torch.testing.assert_close(Compose(parts)(images, seeded()), expected, atol=1e-6, rtol=0)
-    with pytest.raises(ValueError, match="backend='scipy' is unknown; pass \"torch\" or \"elasticdeform\""):
+    with pytest.raises(ValueError, match='backend=\'scipy\' is unknown; pass "torch" or "elasticdeform"'):
         ElasticTransform(backend="scipy")
