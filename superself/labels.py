@@ -71,7 +71,7 @@ class LabelSupervisor(Supervisor):
     @torch.no_grad()
     def accuracy(self, dataset: Any, batch_size: int = 256) -> float:
         """Share of the images of a labelled data set whose class is predicted; every image counts, in eval mode."""
-        images = open_at_size(dataset, self.preprocessing).load()
+        images = open_at_size(dataset, self.preprocessing.shape[1:]).load()
         right = 0
         with evaluation_mode(self):
             for data in BatchLoader(images, SequentialBatches(len(images), batch_size), target="label"):
