@@ -391,7 +391,7 @@ class Supervisor(nn.Module):
     def _end_epoch(self) -> None:
         """Measures the features, stores the run, notes and prints the epoch, and says what looks wrong."""
         row = self.run.progress.summary(self.run.lr)
-        row.update(self.watch.measure(self.model, self.preprocessing, self.epoch))
+        row.update(self.watch.measure(self.model.backbone, self.preprocessing, self.epoch))
         self.run.progress.end_epoch(row)
         try:
             self._store()

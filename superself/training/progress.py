@@ -113,9 +113,7 @@ class Progress:
             f"lr {row['lr']:.2g}",
         ]
         if row.get("feature_std") is not None:
-            parts.append(
-                f"feature std {row['feature_std']:.3f} (even {row['even_std']:.3f}), rank {row['effective_rank']:.1f}"
-            )
+            parts.append(f"features spread {row['feature_std'] / row['feature_std_uniform']:.0%}")
         if row.get("knn") is not None:
             parts.append(f"kNN {row['knn']:.1%}")
         if not final or steps_left:
