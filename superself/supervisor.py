@@ -16,7 +16,7 @@ from superself.augment import Transform, recipe
 from superself.basics.declaration import BuildAfterInit, reject_unknown
 from superself.basics.random import seed_everything
 from superself.data import Batch, BatchLoader, EpochSampler, Images, ImageSpec, Preprocessing, open_images
-from superself.evaluation.monitor import Monitor
+from superself.evaluation.monitor import MonitorTracker
 from superself.networks import CombinedNet, compilable_networks, describe
 from superself.state import load_run, supervisor_state
 from superself.training import (
@@ -457,7 +457,7 @@ class Supervisor(nn.Module, metaclass=BuildAfterInit):
     def _trackers(self) -> list[Tracker]:
         """The observers that every run has."""
         settings = self.run.settings
-        return [*([Progress()] if settings.progress else []), Record(settings.name), Monitor(self)]
+        return [*([Progress()] if settings.progress else []), Record(settings.name), MonitorTracker(self)]
 
     def _as_batch(self, values: Any) -> Batch:
         """What a loader yields as a Batch."""

@@ -1,23 +1,28 @@
-"""What a backbone has learned: features, kNN, linear probe, the table against a random one, collapse, neighbours."""
+"""Measures of a backbone: features, kNN, linear probe, comparison with random weights, collapse, neighbours."""
 
-from superself.evaluation.collapse import effective_rank, feature_std
+from superself.evaluation.collapse import effective_rank, feature_rms, feature_std, mean_cosine
 from superself.evaluation.comparison import Comparison, compare
 from superself.evaluation.extraction import Features, features
 from superself.evaluation.figures import show_columns, show_neighbours
 from superself.evaluation.knn import knn_accuracy, knn_predict
 from superself.evaluation.linear import choose_regularisation, linear_accuracy
+from superself.evaluation.monitor import FeatureMonitor, spread
 
 __all__ = [
     "Comparison",
+    "FeatureMonitor",
     "Features",
     "choose_regularisation",
     "compare",
     "effective_rank",
+    "feature_rms",
     "feature_std",
     "features",
     "knn_accuracy",
     "knn_predict",
     "linear_accuracy",
+    "mean_cosine",
     "show_columns",
     "show_neighbours",
+    "spread",
 ]

@@ -1,4 +1,4 @@
-"""Did training help? The trained backbone beside the same one without training, in one table."""
+"""Did training help? One table with the trained backbone and the same network with random weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from superself.basics.random import preserve_random_state
 from superself.data import Images, Preprocessing
-from superself.evaluation.extraction import Features, features, has_labels, open_at_size
+from superself.evaluation.extraction import Features, features, open_labelled
 from superself.evaluation.knn import knn_accuracy
 from superself.evaluation.linear import choose_regularisation, linear_accuracy
 from superself.networks.modes import device_of, evaluation_mode
@@ -22,7 +22,7 @@ from superself.networks.modes import device_of, evaluation_mode
 
 @dataclass(frozen=True)
 class Comparison:
-    """What ``compare`` found: ``rows`` by name, each with the accuracies "knn" and "linear"; all of it as ``text``."""
+    """Result of ``compare``: ``rows`` by name, each with the accuracies "knn" and "linear"; ``text`` is the printed table."""
 
     rows: dict[str, dict[str, float]]
     text: str
@@ -42,31 +42,32 @@ def compare(
     seed: int = 0,
     print: bool = True,
 ) -> Comparison:
-    """Measures a trained backbone and the same one randomly initialised on labelled images, and prints one table.
+    """Measures a trained and a randomly initialised backbone on labelled images, and prints one table.
 
-    Both see the same images with the same preprocessing, in evaluation mode; the same call gives the same numbers.
-    Batch norms of the random backbone get the statistics of training images: with their initial mean 0 and variance 1
-    they would do nothing, and training would seem to help more than it does.
+    Both get the same images with the same preprocessing, in evaluation mode; the same call gives the same numbers. The batch
+    norms of the random backbone get the statistics of training images: with their initial mean 0 and variance 1 they would
+    not normalise, and training would seem to help more than it does. Unreadable images are left out.
 
     Args:
-        backbone: the trained one, as ``get_backbone()`` gives it.
-        train: labelled images among which neighbours are looked for and to which the linear probe is fitted.
-        test: labelled images of the same classes; all of them are counted.
-        random: what to compare with, taken as it is; None: the same network with weights drawn anew.
-        k: neighbours that vote.
+        backbone: the trained one, as ``get_backbone()`` returns it.
+        train: labelled images: the neighbours for kNN, and the training set of the linear probe.
+        test: labelled images of the same classes, on which accuracy is measured.
+        random: the backbone to compare with, used without changes; None: the same network with fresh random weights.
+        k: number of neighbours that vote.
         temperature: of their votes; see ``knn_predict``.
-        seed: of the random backbone, and of the images that choose the linear probe's regularisation.
+        seed: of the random weights, and of the split that chooses the linear probe's regularisation.
         print: print the table.
     Raises:
-        ValueError: if a data set has no labels, ``test`` has classes that ``train`` does not have, or the weights of
-            the backbone cannot be drawn anew.
+        ValueError: if a data set has no labels, ``test`` has classes that ``train`` does not have, or the backbone cannot
+            be re-initialised.
     """
     preprocessing = getattr(backbone, "preprocessing", None)
-    train, test = _open_labelled(train, preprocessing, "train"), _open_labelled(test, preprocessing, "test")
+    size = preprocessing and preprocessing.shape[1:]
+    train, test = open_labelled(train, size, "train"), open_labelled(test, size, "test")
     preprocessing = preprocessing or Preprocessing.of(train)
     origin = "as given"
     if random is None:
-        origin = f"the same network drawn anew with seed {seed}"
+        origin = f"the same network with fresh weights, seed {seed}"
         random = _drawn_anew(backbone, seed)
         if _measure_batch_norms(random, train, preprocessing):
             origin += ", batch norm statistics measured on training images"
@@ -84,13 +85,13 @@ def compare(
 
     guess = (asked.labels == known.labels.mode().values).float().mean()
     classes = len(torch.cat([known.labels, asked.labels]).unique())
-    error = 0.5 / math.sqrt(len(test))
+    error = 0.5 / math.sqrt(len(asked))
     protocol = [
-        f"{len(train)} training and {len(test)} test images of {classes} classes. "
+        f"{len(known)} training and {len(asked)} test images of {classes} classes. "
         f"Guessing the most frequent class: {guess:.1%}. Standard error of an accuracy: up to {error:.1%}.",
-        f"kNN: the {k} training images with the most similar features (cosine) vote, "
+        f"kNN: vote of the {k} training images with the most similar features (cosine), "
         f"weighted exp(similarity / {temperature:g}).",
-        "Linear: logistic regression on standardised features, C chosen on a fifth of the training images "
+        "Linear: logistic regression on standardised features, with C chosen on a fifth of the training images "
         f"({chosen['random initialised']:g} random, {chosen['trained']:g} trained).",
         f"Random initialised: {origin}.",
     ]
@@ -111,24 +112,14 @@ def _table(rows: dict[str, dict[str, float]], k: int) -> list[str]:
 def _verdict(rows: dict[str, dict[str, float]]) -> list[str]:
     random, trained = rows.values()
     return [
-        f"Training did not help: by {called} the trained backbone is not better than the random one."
+        f"Training did not help: the trained backbone is not better than the random one by {called}."
         for measure, called in {"knn": "kNN", "linear": "the linear probe"}.items()
         if trained[measure] <= random[measure]
     ]
 
 
-def _open_labelled(dataset: Any, preprocessing: Preprocessing | None, role: str) -> Images:
-    images = open_at_size(dataset, preprocessing).load()
-    if not has_labels(images):
-        raise ValueError(
-            f"{role} has no labels, and an accuracy cannot be measured without; "
-            'pass class folders as "imagefolder:PATH", or a Dataset of (image, label).'
-        )
-    return images
-
-
 def _renumbered(labels: Tensor, classes: list[str] | None, known_classes: list[str] | None) -> Tensor:
-    """The labels by the numbers that their classes have in the training set."""
+    """The labels with each class numbered as in the training set."""
     if classes is None or known_classes is None or classes == known_classes:
         return labels
     unknown = sorted(set(classes) - set(known_classes))
@@ -159,7 +150,7 @@ def _drawn_anew(backbone: nn.Module, seed: int) -> nn.Module:
 
 
 def _measure_batch_norms(network: nn.Module, images: Images, preprocessing: Preprocessing) -> bool:
-    """Gives batch norms the statistics of up to 1024 of the images; whether there are any."""
+    """Gives batch norms the statistics of up to 1024 images; returns whether there are any batch norms."""
     norms = [norm for norm in network.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
     if not norms:
         return False
@@ -167,8 +158,8 @@ def _measure_batch_norms(network: nn.Module, images: Images, preprocessing: Prep
     with preserve_random_state(), torch.no_grad(), evaluation_mode(network):
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # a plain average over the batches
+            norm.momentum = None  # a plain average over all batches
             norm.train()
-        for batch in pixels.tensor_split(math.ceil(len(pixels) / 256)):  # no batch is left with a single image
+        for batch in pixels.tensor_split(math.ceil(len(pixels) / 256)):  # no batch has a single image
             network(preprocessing(batch.to(device_of(network))))
     return True

@@ -1,24 +1,58 @@
-"""The features that a backbone gives for a data set: what every measure in this folder starts from."""
+"""The features that a backbone gives for a data set, which every measure in this folder starts from."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from superself.basics.random import preserve_random_state
-from superself.data import BatchLoader, Images, Preprocessing, SequentialBatches, open_images
-from superself.data.batch import are_classes
+from superself.data import Images, Preprocessing, SequentialBatches, open_images
 from superself.networks import pool_features
 from superself.networks.modes import device_of, evaluation_mode
 
 
-class Features(NamedTuple):
-    """The features of a data set, in its order: features (N, D) float32, labels (N,) or None, both on the CPU."""
+@dataclass(frozen=True, eq=False)
+class Features:
+    """The features of a data set, one row per image, in its order; tensors are float32 (features) and on the CPU.
+
+    Args:
+        features: (N, D); NaN in the rows of unreadable images, where these were kept.
+        labels: (N, ...) what the data set gives with each image, or None. In the row of an unreadable image: its label if
+            that is known without reading it (class folders), else -1, or NaN if labels are floating point.
+        paths: N file names, or None if the images do not come from files.
+        skipped: name of each unreadable image -> reason.
+    """
 
     features: Tensor
+    labels: Tensor | None = None
+    paths: list[str] | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def readable(self) -> Features:
+        """The rows that are not NaN."""
+        kept = ~self.features.isnan().all(dim=1)  # (N,)
+        if kept.all():
+            return self
+        labels = None if self.labels is None else self.labels[kept]
+        paths = None if self.paths is None else [self.paths[row] for row in kept.nonzero().flatten().tolist()]
+        return Features(self.features[kept], labels, paths, self.skipped)
+
+
+class ReadBatch(NamedTuple):
+    """Images (B, C, H, W) with labels (B, ...) or None, their places (B,), and which of them could be read (B,)."""
+
+    images: Tensor
     labels: Tensor | None
+    places: Tensor
+    readable: Tensor
 
 
 def features(
@@ -28,24 +62,49 @@ def features(
     batch_size: int = 256,
     preprocessing: Preprocessing | None = None,
     device: torch.device | str | None = None,
+    on_broken: str = "omit",
 ) -> Features:
-    """The features of every image of ``dataset``, in its order and with the labels where it has them.
+    """The features of every image of ``dataset`` in its order, with labels and file names where it has them.
 
     The backbone runs in evaluation mode and in float32, without gradients; its modes, its statistics and the random
-    state are afterwards what they were before.
+    state are restored afterwards.
 
     Args:
-        dataset: anything that ``open_images`` takes, at the size of the preprocessing; an ``Images`` is taken as it is.
+        backbone: any module from images to (B, D), (B, D, h, w) or (B, tokens, D); maps and tokens are averaged.
+        dataset: anything that ``open_images`` takes, opened at the size of the preprocessing; an ``Images`` keeps its own.
+        batch_size: images per forward pass; does not change the result.
         preprocessing: what the backbone expects; None: the one it was trained with (``backbone.preprocessing``), and
-            for a backbone without one the mean and deviation of ``dataset``.
+            for a backbone without one the mean and standard deviation of ``dataset``.
         device: where the backbone is; None: where its first parameter is.
+        on_broken: "omit" leaves the rows of unreadable images out, "nan" keeps them as NaN, so that row i is image i.
     Raises:
-        ValueError: if the images have other channels than the preprocessing, or a feature is not finite.
+        ValueError: if the images have other channels than the preprocessing, a feature is not finite, or ``on_broken``
+            is unknown.
     """
+    if on_broken not in ("omit", "nan"):
+        raise ValueError(f'on_broken={on_broken!r} is unknown; pass "omit" or "nan".')
+    found, readable = collect_features(backbone, dataset, batch_size, preprocessing, device)
+    wrong = int((~found.features[readable].isfinite().all(dim=1)).sum())
+    if wrong:
+        raise ValueError(
+            f"the features of {wrong} of {len(found)} images are not finite; train again with a smaller learning rate, "
+            "or load an earlier checkpoint."
+        )
+    return found if on_broken == "nan" else found.readable()
+
+
+def collect_features(
+    backbone: nn.Module,
+    dataset: Any,
+    batch_size: int = 256,
+    preprocessing: Preprocessing | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[Features, Tensor]:
+    """``features`` with ``on_broken="nan"``, finite or not, and which images could be read (N,)."""
     preprocessing = preprocessing or getattr(backbone, "preprocessing", None)
-    images = open_at_size(dataset, preprocessing)
+    images = open_at_size(dataset, preprocessing and preprocessing.shape[1:])
     if len(images) == 0:
-        raise ValueError("there are 0 images to take features of; pass a data set with at least one.")
+        raise ValueError("there are 0 images to compute features of; pass a data set with at least one.")
     preprocessing = preprocessing or Preprocessing.of(images)
     if images.shape[0] != preprocessing.shape[0]:
         raise ValueError(
@@ -53,37 +112,76 @@ def features(
             f"give images of {preprocessing.shape[0]} channels."
         )
     device = torch.device(device or device_of(backbone))
-    outputs, targets = [], []
-    # Items that are drawn at random are the same at every call.
+    rows, labels, readable = [], [], []
+    # Items with random transforms are the same at every call.
     with (
         preserve_random_state(seed=0),
         torch.no_grad(),
         evaluation_mode(backbone),
         torch.autocast(device.type, enabled=False),
     ):
-        labelled = has_labels(images)
-        batches = SequentialBatches(len(images), batch_size)
-        for data in BatchLoader(images, batches):
-            output = backbone(preprocessing(data.images.to(device)))
-            outputs.append(pool_features(output).float().cpu())  # (B, D)
-            targets.append(data.target)
-    found = torch.cat(outputs)  # (N, D)
-    broken = len(found) - int(found.isfinite().all(dim=1).sum())
-    if broken:
-        raise ValueError(
-            f"the features of {broken} of {len(found)} images are not finite; train anew with a smaller learning rate, "
-            "or load an earlier checkpoint."
-        )
-    return Features(found, torch.cat(targets) if labelled else None)
+        for batch in read_in_order(images, batch_size):
+            output = pool_features(backbone(preprocessing(batch.images.to(device)))).float().cpu()  # (B, D)
+            output[~batch.readable] = math.nan
+            rows.append(output)
+            labels.append(batch.labels)
+            readable.append(batch.readable)
+    labels = None if any(part is None for part in labels) else torch.cat(labels)
+    paths = None if images.paths is None else [str(path) for path in images.paths]
+    readable = torch.cat(readable)  # (N,)
+    names = [images.names[place] for place in (~readable).nonzero().flatten().tolist()]
+    return Features(torch.cat(rows), labels, paths, {name: images.skipped[name] for name in names}), readable
 
 
-def open_at_size(dataset: Any, preprocessing: Preprocessing | None) -> Images:
-    """``open_images`` with the image size of the preprocessing; what is open already keeps its own."""
-    if preprocessing is None or isinstance(dataset, Images):
+def read_in_order(images: Images, batch_size: int) -> Iterator[ReadBatch]:
+    """All images in batches. Where one cannot be read, another image stands in for it: see ``ReadBatch.readable``."""
+    for places in SequentialBatches(len(images), batch_size):
+        batch = images.batch(places)
+        images.report_broken(batch.broken)
+        readable = batch.index == places
+        labels = batch.target.clone() if isinstance(batch.target, Tensor) else None
+        if labels is not None and not readable.all():
+            unknown = math.nan if labels.is_floating_point() else -1
+            labels[~readable] = unknown if images.labels is None else images.labels[places[~readable]]
+        yield ReadBatch(batch.images, labels, places, readable)
+
+
+def classified(found: Features, role: str) -> Features:
+    """The readable rows of features with class labels.
+
+    Raises:
+        ValueError: if there are no labels, they are not classes (N,), or no row is readable.
+    """
+    if found.labels is None or found.labels.ndim != 1 or found.labels.is_floating_point():
+        given = "no labels" if found.labels is None else f"labels {tuple(found.labels.shape)} of {found.labels.dtype}"
+        raise ValueError(f"{role} has {given}, and an accuracy needs one class per image; pass integer labels (N,).")
+    found = found.readable()
+    if len(found) == 0:
+        raise ValueError(f"{role} has no readable images; pass features with at least one row that is not NaN.")
+    return found
+
+
+def open_at_size(dataset: Any, size: tuple[int, int] | None) -> Images:
+    """``open_images`` with image size (H, W); an ``Images`` is open already and keeps its own."""
+    if size is None or isinstance(dataset, Images):
         return open_images(dataset)
-    return open_images(dataset, image_size=preprocessing.shape[1:])
+    return open_images(dataset, image_size=tuple(size))
 
 
-def has_labels(images: Images) -> bool:
-    """Whether the images come with labels: of some sources only an item can tell."""
-    return are_classes(images.batch([0]).target)
+def open_labelled(dataset: Any, size: tuple[int, int] | None, role: str) -> Images:
+    """``open_at_size``, loaded into memory if it fits.
+
+    Args:
+        dataset: anything that ``open_images`` takes.
+        size: (H, W), or None for that of the images.
+        role: what the data set is called in the message.
+    Raises:
+        ValueError: if the data set has no labels.
+    """
+    images = open_at_size(dataset, size).load()
+    if not isinstance(images.batch([0]).target, Tensor):  # some sources have labels with their items only
+        raise ValueError(
+            f"{role} has no labels, which are needed to measure accuracy; "
+            'pass class folders as "imagefolder:PATH", or a Dataset of (image, label).'
+        )
+    return images

@@ -1,4 +1,4 @@
-"""Pictures of what a backbone has learned."""
+"""Figures: nearest neighbours by features, and what an algorithm does with a few images."""
 
 from __future__ import annotations
 
@@ -24,31 +24,36 @@ GAP = 4
 def show_neighbours(backbone: nn.Module, dataset: Any, path: str | Path, queries: int = 8, neighbours: int = 8) -> Path:
     """Writes a PNG: in each row a query image, a gap, and the images whose features are most similar by cosine.
 
-    The queries are drawn from the data set, always the same ones. Of images with more than three channels the
-    first three are shown, of two the first. Images that are not uint8 are stretched from their minimum to maximum.
+    The queries are drawn from the data set, the same ones at every call. Images with more than three channels show the
+    first three, images with two the first. Images that are not uint8 are stretched from their minimum to their maximum.
+    Unreadable images are left out.
 
     Args:
         dataset: anything that ``features`` takes.
-        path: where the figure goes; missing folders are made.
-        queries: rows.
-        neighbours: images beside each query, the most similar first; a query is not its own neighbour.
+        path: of the PNG; missing folders are created.
+        queries: number of rows.
+        neighbours: images per query, the most similar first, without the query itself.
     Returns:
         ``path``.
     Raises:
-        ValueError: if the data set has fewer images than ``queries`` or no more than ``neighbours``.
+        ValueError: if the data set has fewer readable images than ``queries``, or no more than ``neighbours``.
     """
-    images = open_at_size(dataset, getattr(backbone, "preprocessing", None))
-    if not (1 <= queries <= len(images) and 1 <= neighbours < len(images)):
+    preprocessing = getattr(backbone, "preprocessing", None)
+    images = open_at_size(dataset, preprocessing and preprocessing.shape[1:])
+    found = features(backbone, images, on_broken="nan").features
+    places = (~found.isnan().all(dim=1)).nonzero().flatten()  # (N,) of the readable images
+    count = len(places)
+    if not (1 <= queries <= count and 1 <= neighbours < count):
         raise ValueError(
-            f"queries={queries} and neighbours={neighbours} cannot be shown of {len(images)} images; "
-            f"pass queries from 1 to {len(images)} and neighbours from 1 to {len(images) - 1}."
+            f"queries={queries} and neighbours={neighbours} cannot be shown with {count} images; "
+            f"pass queries from 1 to {count} and neighbours from 1 to {count - 1}."
         )
-    directions = F.normalize(features(backbone, images).features, dim=1)  # (N, D)
-    rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:queries]
+    directions = F.normalize(found[places], dim=1)  # (N, D)
+    rows = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:queries]
     similarity = directions[rows] @ directions.T  # (queries, N)
     similarity[torch.arange(queries), rows] = -torch.inf
     nearest = similarity.topk(neighbours).indices  # (queries, neighbours)
-    table = torch.cat([rows[:, None], nearest], dim=1)  # (queries, 1 + neighbours)
+    table = places[torch.cat([rows[:, None], nearest], dim=1)]  # (queries, 1 + neighbours)
 
     height, width = (max(1, round(CELL * side / max(images.shape[1:]))) for side in images.shape[1:])
     sheet = Image.new("RGB", ((1 + neighbours) * (width + GAP) + 4 * GAP, queries * (height + GAP) + GAP), "white")
@@ -71,16 +76,16 @@ def show_columns(
     dataset: Any = None,
     count: int = 8,
 ) -> Path:
-    """Writes a PNG of what an algorithm does with a few images: a row for each image.
+    """Writes a PNG that shows what an algorithm does with a few images, one row per image.
 
-    The supervisor is in evaluation mode meanwhile; its modes and random states are afterwards what they were before.
+    The supervisor is in evaluation mode while they are drawn; its modes and random states are restored afterwards.
 
     Args:
-        supervisor: whose images, generator and networks are used.
+        supervisor: its images, generator and networks are used.
         columns: from images as stored (n, C, H, W) to the columns of the picture, each (n, C, h, w) in [0, 1].
-        path: where the picture goes; missing folders are made.
-        dataset: anything that ``open_images`` takes; None takes the images that the supervisor trains on.
-        count: rows.
+        path: of the PNG; missing folders are created.
+        dataset: anything that ``open_images`` takes; None for the images that the supervisor trains on.
+        count: number of rows.
     Raises:
         ValueError: if there are no images.
     """
@@ -88,7 +93,7 @@ def show_columns(
     if not isinstance(images, Images):
         images = open_images(images, image_size=supervisor.images.shape[1:])
     if len(images) == 0:
-        raise ValueError("there are no images to show; pass dataset= to show some.")
+        raise ValueError("there are no images to show; pass a data set as dataset=.")
     batch = images.sample(count).to(supervisor.device)
     state = supervisor.generator.get_state()
     try:
@@ -101,7 +106,7 @@ def show_columns(
 
 
 def _picture(image: Tensor) -> Image.Image:
-    """The first three channels (C, H, W), or the first as grey, in the range a picture has."""
+    """The first three channels of an image (C, H, W), or the first as grey, as an 8-bit picture."""
     image = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     if image.dtype != torch.uint8:
         image = image.float()

@@ -1,4 +1,4 @@
-"""Weighted nearest-neighbour classification: what the features are worth without training anything on them."""
+"""Weighted nearest-neighbour classification: the quality of features without training anything on them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from superself.evaluation.extraction import Features
+from superself.evaluation.extraction import Features, classified
 
 SIMILARITIES_AT_A_TIME = 2**25  # float32: 128 MiB
 
@@ -16,11 +16,11 @@ def knn_predict(
 ) -> Tensor:
     """The class that the ``k`` most similar training images vote for, each with weight exp(similarity / temperature).
 
-    Similarity is the cosine. Test images are taken in chunks, so memory grows with N and not with N x M. Of classes
-    with equal votes the smallest label wins.
+    Similarity is the cosine. Test images are processed in chunks, so memory grows with N and not with N x M. Ties go to
+    the smallest label.
 
     Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, arXiv:1805.01978.
-    Deviations: k=20 and temperature=0.1 by default, where the paper has k=200 and 0.07.
+    Deviations: the defaults are k=20 and temperature=0.1; the paper has 200 and 0.07.
     Args:
         k: neighbours that vote.
         temperature: divides the similarities before the exponential; smaller lets the nearest ones decide.
@@ -51,6 +51,11 @@ def knn_predict(
 
 
 def knn_accuracy(train: Features, test: Features, k: int = 20, temperature: float = 0.1) -> float:
-    """The fraction of test images that ``knn_predict`` classifies correctly."""
+    """The fraction of test images that ``knn_predict`` classifies correctly; rows of unreadable images are left out.
+
+    Raises:
+        ValueError: if one of the two has no class labels (N,), or k or the temperature is out of range.
+    """
+    train, test = classified(train, "train"), classified(test, "test")
     predictions = knn_predict(train.features, train.labels, test.features, k, temperature)
     return (predictions == test.labels).float().mean().item()

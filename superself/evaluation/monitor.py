@@ -1,36 +1,64 @@
-"""What is measured at the end of every epoch: are the features alive, and do they help? It only watches."""
+"""FeatureMonitor: measures features and embeddings after every epoch, and says when they collapse or diverge."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from superself.augment import recipe
 from superself.basics.random import preserve_random_state
-from superself.data import Preprocessing, open_images
-from superself.evaluation.collapse import effective_rank, feature_std
-from superself.evaluation.extraction import features
+from superself.data import Preprocessing
+from superself.evaluation.collapse import effective_rank, feature_rms, feature_std, mean_cosine
+from superself.evaluation.extraction import collect_features, open_labelled
 from superself.evaluation.knn import knn_accuracy
-from superself.networks import CombinedNet
+from superself.networks import pool_features
 from superself.networks.modes import batch_statistics, device_of, evaluation_mode
+from superself.training.trackers import Tracker
 
-COLLAPSED = 0.02  # share of the evenly spread standard deviation below which features count as constant
-SETTLED = 0.35  # share of the run after which a loss at chance is worth a sentence
-AT_CHANCE = 0.02  # how near to the chance loss, as a share of it, counts as being there
+Embed = Callable[[Tensor], Tensor | None]
+
+# Limits were chosen on CIFAR-10, where collapsed embeddings have 0.2 to 8 % of the uniform std and healthy ones 23 to 85 %.
+# Features of networks without batch norm have a large common component, which the heads remove: 5 % can be healthy.
+COLLAPSED = {"feature": 0.03, "embedding": 0.1}  # shares of the uniform std
+FALLEN = 0.25  # share of the initial std, as networks without norm layers start at a few percent of the uniform one
+EXTREME = 0.25  # of these limits: low enough to report after the last epoch alone
+RECOVERY = 0.1  # share of its value by which a std must rise within an epoch to count as recovery
+EXPLODED = 1000.0  # times the initial root mean square, or times 1 where that was smaller
+SETTLED = 0.35  # share of the run after which a loss at chance level is reported
+AT_CHANCE = 0.02  # a loss within this share of the chance level, or above it, counts as at chance
+
+MEANING = {
+    "feature": "the backbone gives nearly the same features for every image",
+    "embedding": "the loss compares nearly identical vectors and can look good although the backbone learns nothing",
+}
 
 
 class FeatureMonitor:
-    """Measures features on a fixed batch, and kNN accuracy on a labelled pair; changes no weight and no random state.
+    """Measures features and embeddings on a fixed batch, and the kNN accuracy on labelled images.
+
+    Each of "feature" (output of the exported backbone) and "embedding" (what the loss compares) has these values:
+
+    * ``_std``: standard deviation over the images of the L2-normalised vectors, averaged over the dimensions;
+    * ``_std_uniform``: 1 / sqrt(D), its value for vectors that are uniform on the sphere. ``spread(row)`` is the ratio of
+      the two: 100% is uniform, 0% means that all images have the same vector. Healthy embeddings stay above 20%;
+    * ``_rank``: how many directions the vectors use, from 1 to D (``effective_rank``);
+    * ``_cosine`` (features only): mean cosine between two images; about 1 - spread^2;
+    * ``_rms``: root mean square of the raw values, which grows by orders of magnitude when training diverges.
+
+    Measuring changes nothing: no weight, running average, module mode or random state. Batch norms use the statistics of
+    the fixed batch, because running averages lag behind the weights early in a run.
 
     Args:
         images: the fixed batch (B, C, H, W), as stored.
-        probe: (labelled_train, labelled_test) or None.
-        probe_every: epochs from one probe to the next.
-        autocast: entered while the fixed batch runs through the backbone, so that it costs what a step costs.
+        probe: (labelled_train, labelled_test) or None; opened at the size of ``images``.
+        probe_every: epochs from one kNN accuracy to the next.
+        autocast: entered for the fixed batch, so that it runs at the precision of training.
     """
 
     def __init__(
@@ -41,43 +69,221 @@ class FeatureMonitor:
         autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ) -> None:
         self.images, self.probe_every, self.autocast = images, probe_every, autocast
-        self.probe = None if probe is None else tuple(open_images(dataset) for dataset in probe)
-        self._said: set[str] = set()
+        self.probe = None
+        if probe is not None:
+            roles = ("the first data set of probe", "the second data set of probe")
+            self.probe = [open_labelled(part, images.shape[2:], role) for part, role in zip(probe, roles, strict=True)]
+        self._initial: dict[str, float] = {}
+        self._suspects: dict[str, float] = {}  # problem of the last epoch -> how bad it was
+        self._reported: set[str] = set()
 
-    def measure(self, model: CombinedNet, preprocessing: Preprocessing, epoch: int) -> dict[str, float]:
-        """Feature std (beside 1/sqrt(D)), effective rank, and after every ``probe_every`` epochs the kNN accuracy."""
-        with preserve_random_state():
-            y = self._features(model, preprocessing)  # (B, D)
-            row = {
-                "feature_std": feature_std(y),
-                "even_std": 1 / math.sqrt(y.shape[1]),
-                "effective_rank": effective_rank(y),
-            }
-            if self.probe is not None and epoch % self.probe_every == 0:
-                train, test = (features(model.backbone, part, preprocessing=preprocessing) for part in self.probe)
-                row["knn"] = knn_accuracy(train, test)
+    def baseline(
+        self, network: nn.Module, preprocessing: Preprocessing, embed: Embed | None = None
+    ) -> dict[str, float]:
+        """Measures before the first step and keeps the values, which ``verdicts`` compares later ones with."""
+        self._initial = self.measure(network, preprocessing, 0, embed)
+        return dict(self._initial)
+
+    def measure(
+        self, network: nn.Module, preprocessing: Preprocessing, epoch: int, embed: Embed | None = None
+    ) -> dict[str, float]:
+        """The values listed above, and after every ``probe_every`` epochs "knn" (NaN where features are not finite).
+
+        Args:
+            network: the exported backbone.
+            preprocessing: what it expects.
+            epoch: finished epochs; 0 before the first step.
+            embed: from preprocessed images (B, C, H, W) to embeddings (B, E) or None: a module, or a method of one.
+        Raises:
+            TypeError: if ``embed`` is neither, because its modules could not be put into evaluation mode.
+        """
+        with preserve_random_state(), torch.no_grad(), _measuring(network, embed), self.autocast():
+            images = preprocessing(self.images.to(device_of(network)))  # (B, C, H, W)
+            vectors = {"feature": pool_features(network(images)), "embedding": embed(images) if embed else None}
+        row = {}
+        for kind, values in vectors.items():
+            if values is not None:
+                row |= _described(kind, values.float().cpu())
+        if self.probe is not None and epoch % self.probe_every == 0:
+            row["knn"] = self._knn(network, preprocessing)
         return row
 
-    @torch.no_grad()
-    def _features(self, model: CombinedNet, preprocessing: Preprocessing) -> Tensor:
-        with evaluation_mode(model.backbone), batch_statistics(model.backbone), self.autocast():
-            return model.features(preprocessing(self.images.to(device_of(model.backbone)))).float().cpu()
+    def _knn(self, network: nn.Module, preprocessing: Preprocessing) -> float:
+        parts = []
+        for images in self.probe:
+            found, readable = collect_features(network, images, preprocessing=preprocessing)
+            if not found.features[readable].isfinite().all():
+                return math.nan
+            parts.append(found.readable())
+        return knn_accuracy(*parts, k=min(20, len(parts[0])))
 
     def verdicts(self, row: dict[str, Any], share_done: float, likely_causes: tuple[str, ...]) -> list[str]:
-        """Sentences on what looks wrong after this epoch, each said once a run."""
-        causes = "; ".join(likely_causes)
+        """Sentences about what looks wrong; each problem is reported once per run.
+
+        A collapse, or a loss at chance level or above it, is reported after two such epochs in a row, unless the second is
+        better than the first. After the last epoch one is enough, if the collapse is extreme. Vectors that are not finite or
+        have exploded are reported at once.
+
+        Args:
+            row: what ``measure`` returned, with "loss" and "chance_loss" (None where there is none). Call once per epoch.
+            share_done: finished share of the run; 1 after the last epoch.
+            likely_causes: the algorithm's, the most likely first.
+        """
+        last = share_done >= 1
         found = {}
-        if row["feature_std"] < COLLAPSED * row["even_std"]:
-            found["collapse"] = (
-                f"The features collapse: on a fixed batch their standard deviation is {row['feature_std']:.5f}, spread evenly "
-                f"it would be {row['even_std']:.3f}, so all images look alike to the backbone. Likely causes: {causes}."
-            )
-        chance = row["chance_loss"]
-        if chance is not None and share_done >= SETTLED and row["loss"] > chance - AT_CHANCE * abs(chance):
+        for kind in ("feature", "embedding"):
+            if f"{kind}_std" not in row:
+                continue
+            if not math.isfinite(row[f"{kind}_std"]):
+                found[f"{kind} not finite"] = f"The {kind}s contain NaN or infinity: training has diverged."
+            elif self._exploded(row, kind):
+                found[f"{kind} explosion"] = self._explosion(row, kind)
+            std = row[f"{kind}_std"]
+            confirmed = self._confirmed(f"{kind} collapse", self._collapsed(row, kind), -std, RECOVERY * std)
+            if confirmed or (last and self._collapsed(row, kind, EXTREME)):
+                found[f"{kind} collapse"] = self._collapse(row, kind)
+        loss, chance = row.get("loss"), row.get("chance_loss")
+        margin = AT_CHANCE * abs(chance or 0)
+        at_chance = None not in (loss, chance) and loss > chance - margin
+        if (self._confirmed("chance", at_chance, loss, margin) or (last and at_chance)) and share_done >= SETTLED:
             found["chance"] = (
-                f"After {share_done:.0%} of the run the loss is {row['loss']:.3f}, where knowing nothing gives {chance:.3f}: "
-                f"nothing has been learnt yet. Likely causes: {causes}."
+                f"After {share_done:.0%} of the run the loss is {loss:.4g}, no better than chance level ({chance:.4g}): "
+                "the network has not learned its task yet."
             )
-        new = [sentence for kind, sentence in found.items() if kind not in self._said]
-        self._said.update(found)
+        causes = f" Likely causes: {'; '.join(likely_causes)}." if likely_causes else ""
+        new = [sentence + causes for problem, sentence in found.items() if problem not in self._reported]
+        self._reported.update(found)
         return new
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values: the initial measurements, what waits to be confirmed, and what has been reported."""
+        return {"initial": dict(self._initial), "suspects": dict(self._suspects), "reported": sorted(self._reported)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from ``state_dict``; ``baseline`` is not called again in a resumed run."""
+        self._initial, self._suspects = dict(state["initial"]), dict(state["suspects"])
+        self._reported = set(state["reported"])
+
+    def _confirmed(self, problem: str, present: bool, badness: float, tolerance: float = 0.0) -> bool:
+        """Whether the last epoch had the problem too, and it has not become better since by more than ``tolerance``."""
+        before = self._suspects.pop(problem, None)
+        if present:
+            self._suspects[problem] = badness
+        return present and before is not None and badness >= before - tolerance
+
+    def _before(self, key: str, default: float) -> float:
+        """The value before the first step, or ``default`` where it was not measured or was not finite."""
+        value = self._initial.get(key, default)
+        return value if math.isfinite(value) else default
+
+    def _collapsed(self, row: dict[str, Any], kind: str, factor: float = 1.0) -> bool:
+        std, uniform = row[f"{kind}_std"], row[f"{kind}_std_uniform"]
+        initial = self._before(f"{kind}_std", uniform)
+        return std < factor * min(COLLAPSED[kind] * uniform, FALLEN * initial)
+
+    def _exploded(self, row: dict[str, Any], kind: str) -> bool:
+        return row.get(f"{kind}_rms", 0.0) > EXPLODED * max(1.0, self._before(f"{kind}_rms", 1.0))
+
+    def _collapse(self, row: dict[str, Any], kind: str) -> str:
+        before = f", {self._initial[f'{kind}_std']:.2g} before the first step" if f"{kind}_std" in self._initial else ""
+        return (
+            f"The {kind}s have collapsed: their standard deviation over a fixed batch is {row[f'{kind}_std']:.2g} "
+            f"({row[f'{kind}_std_uniform']:.2g} if spread uniformly{before}): {MEANING[kind]}."
+        )
+
+    def _explosion(self, row: dict[str, Any], kind: str) -> str:
+        key = f"{kind}_rms"
+        before = f", {self._initial[key]:.2g} before the first step" if key in self._initial else ""
+        return f"The {kind}s have exploded: their root mean square is {row[key]:.2g}{before}. Training has diverged."
+
+
+def spread(row: dict[str, Any]) -> dict[str, float]:
+    """How widely the features, and embeddings if measured, spread over the sphere: std / uniform std.
+
+    Returns:
+        {"features": 0.71, "embeddings": 0.64}: 1 is uniform, 0 means that all images have the same vector.
+    """
+    return {f"{kind}s": row[f"{kind}_std"] / row[f"{kind}_std_uniform"] for kind in MEANING if f"{kind}_std" in row}
+
+
+def _described(kind: str, vectors: Tensor) -> dict[str, float]:
+    """The row of features or embeddings (B, D)."""
+    row = {
+        f"{kind}_std": feature_std(vectors),
+        f"{kind}_std_uniform": 1 / math.sqrt(vectors.shape[1]),
+        f"{kind}_rank": effective_rank(vectors),
+        f"{kind}_rms": feature_rms(vectors),
+    }
+    return row | {"feature_cosine": mean_cosine(vectors)} if kind == "feature" else row
+
+
+@contextlib.contextmanager
+def _measuring(network: nn.Module, embed: Embed | None) -> Iterator[None]:
+    """Evaluation mode with batch statistics, for the network and for the module that ``embed`` belongs to."""
+    with contextlib.ExitStack() as stack:
+        modules = [network] if embed is None else [network, _owner(embed)]
+        for switch in (
+            evaluation_mode,
+            batch_statistics,
+        ):  # for both modules before the next, as one may contain the other
+            for module in modules:
+                stack.enter_context(switch(module))
+        yield
+
+
+def _owner(embed: Embed) -> nn.Module:
+    function = embed.func if isinstance(embed, functools.partial) else embed
+    owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
+    if not isinstance(owner, nn.Module):
+        raise TypeError(
+            f"embed={embed!r} must be a module or a method of one, so that it can be put into evaluation mode; "
+            "pass for example supervisor.embed."
+        )
+    return owner
+
+
+class MonitorTracker(Tracker):
+    """Runs a FeatureMonitor at the end of every epoch, and reports its verdicts through the run.
+
+    Args:
+        supervisor: whose exported backbone and embeddings are measured.
+    """
+
+    def __init__(self, supervisor: Any) -> None:
+        self.supervisor = supervisor
+        self._state: dict[str, Any] = {}
+
+    def start(self, facts: dict[str, Any]) -> None:
+        """Opens the probe and measures the networks before the first step, or takes up a resumed run."""
+        self.run = facts["run"]
+        settings, supervisor = self.run.settings, self.supervisor
+        images = supervisor.images.sample(256)
+        if images.shape[1:] != supervisor.view_shape:
+            images = recipe(None, supervisor.view_shape[1:])(images)
+        self.monitor = FeatureMonitor(images, settings.probe, settings.probe_every, self.run.autocast)
+        if self._state:
+            self.monitor.load_state_dict(self._state)
+        else:
+            self.monitor.baseline(supervisor.exported_backbone, supervisor.preprocessing, self._embed)
+
+    def measure(self, row: dict[str, Any]) -> dict[str, float]:
+        """The values of ``FeatureMonitor`` after this epoch."""
+        supervisor = self.supervisor
+        return self.monitor.measure(supervisor.exported_backbone, supervisor.preprocessing, row["epoch"], self._embed)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Reports what looks wrong."""
+        for sentence in self.monitor.verdicts(row, self.run.progress, self.supervisor.likely_causes):
+            self.run.warn(sentence)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the FeatureMonitor."""
+        return self.monitor.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keeps the state until ``start``."""
+        self._state = state
+
+    @property
+    def _embed(self) -> Callable[[Tensor], Tensor | None]:
+        return self.supervisor.embed

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from superself.evaluation import effective_rank, feature_std
+from superself.evaluation import effective_rank, feature_rms, feature_std, mean_cosine
 
 
 def slow_feature_std(features):
@@ -13,6 +13,11 @@ def slow_feature_std(features):
         mean = sum(column) / len(column)
         deviations.append(math.sqrt(sum((value - mean) ** 2 for value in column) / len(column)))
     return sum(deviations) / len(deviations)
+
+
+def slow_mean_cosine(features):
+    pairs = [(a, b) for i, a in enumerate(features) for j, b in enumerate(features) if i != j]
+    return sum(torch.cosine_similarity(a, b, dim=0).item() for a, b in pairs) / len(pairs)
 
 
 def slow_effective_rank(features):
@@ -30,6 +35,7 @@ def test_measures_equal_slow_versions():
     features = gaussian(20, 6) * torch.tensor([1.0, 2, 3, 4, 5, 6]) + 1
     assert feature_std(features) == pytest.approx(slow_feature_std(features), rel=1e-5)
     assert effective_rank(features) == pytest.approx(slow_effective_rank(features), rel=1e-6)
+    assert mean_cosine(features) == pytest.approx(slow_mean_cosine(features), rel=1e-5)
 
 
 def test_collapsed_features_have_no_deviation_and_rank_one():
@@ -70,4 +76,20 @@ def test_features_that_are_not_finite_give_nan(value):
     features = gaussian(5, 3)
     features[2, 1] = value
     assert math.isnan(feature_std(features))
-    assert math.isnan(effective_rank(features))
+    assert math.isnan(effective_rank(features)) and math.isnan(mean_cosine(features))
+    assert not math.isfinite(feature_rms(features))
+
+
+def test_cosine_and_root_mean_square_worked_by_hand():
+    # Cosines between the three: 0, 1/sqrt(2) and 1/sqrt(2). Squares: 0 + 4 + 1 + 0 + 9 + 9 = 23 over 6 values.
+    features = torch.tensor([[0.0, 2.0], [1.0, 0.0], [3.0, 3.0]])
+    assert mean_cosine(features) == pytest.approx(2 / 3 / math.sqrt(2))
+    assert feature_rms(features) == pytest.approx(math.sqrt(23 / 6))
+    assert math.isnan(mean_cosine(features[:1]))
+
+
+def test_huge_features_do_not_overflow():
+    features = gaussian(20, 6)
+    assert feature_std(features * 1e30) == pytest.approx(feature_std(features), rel=1e-5)
+    assert mean_cosine(features * 1e30) == pytest.approx(mean_cosine(features), rel=1e-5)
+    assert feature_rms(features * 1e30) == pytest.approx(1e30 * feature_rms(features), rel=1e-5)

@@ -94,7 +94,7 @@ def test_the_random_backbone_has_other_weights_and_leaves_the_trained_one_alone(
     other = compare(trained, stripes(60, 0), stripes(31, 1), k=5, seed=3, print=False)
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
     assert all(module.training for module in trained)
-    assert "the same network drawn anew with seed 3, batch norm statistics measured" in other.text
+    assert "the same network with fresh weights, seed 3, batch norm statistics measured" in other.text
 
 
 def test_the_random_backbone_comes_from_rebuild_where_there_is_one():

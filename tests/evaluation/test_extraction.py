@@ -97,16 +97,90 @@ def test_labels_come_with_the_features_of_a_labelled_data_set():
     assert torch.equal(features(backbone(), opened.load(), batch_size=4).labels, expected)
 
 
-def test_a_broken_file_brings_feature_and_label_of_its_stand_in(tmp_path):
-    for place in range(24):
-        folder = tmp_path / f"class{place % 2}"
+class Brightness(nn.Module):
+    """One feature: the mean, in the units of the file."""
+
+    def forward(self, images):
+        return (images.mean((1, 2, 3))[:, None] * 0.25 + 0.5) * 255
+
+
+def folder_with_broken_files(path):
+    """24 files of two classes; the brightness of a file is 10 times its number. 10.png and 23.png cannot be decoded."""
+    for number in range(24):
+        folder = path / f"class{number // 12}"
         folder.mkdir(exist_ok=True)
-        Image.fromarray(np.full((8, 8, 3), 10 * place, dtype=np.uint8)).save(folder / f"{place:02}.png")
-    (tmp_path / "class0" / "22.png").write_bytes(b"")  # the last of its class
-    found = features(nn.Flatten(), f"imagefolder:{tmp_path}", batch_size=5, preprocessing=PREPROCESSING)
-    assert len(found.features) == 24
-    assert torch.equal(found.features[11], found.features[12])
-    assert found.labels.tolist() == [0] * 11 + [1] * 13
+        file = folder / f"{number:02}.png"
+        Image.fromarray(np.full((8, 8, 3), 10 * number, dtype=np.uint8)).save(file)
+        if number in (10, 23):
+            content = bytearray(file.read_bytes())
+            content[-30:] = bytes(30)  # the header stays whole
+            file.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    monkeypatch.setattr("superself.data.images.BROKEN_SHARE", 0.1)
+    return folder_with_broken_files(tmp_path)
+
+
+def opened(path, loaded):
+    images = open_images(f"imagefolder:{path}", image_size=8)
+    return images.load() if loaded else images
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_unreadable_files_have_no_row_and_the_others_keep_name_and_label(broken, loaded):
+    found = features(Brightness(), opened(broken, loaded), batch_size=5, preprocessing=PREPROCESSING)
+    numbers = [number for number in range(24) if number not in (10, 23)]
+    assert torch.allclose(found.features[:, 0], 10.0 * torch.tensor(numbers), atol=1e-3)
+    assert found.paths == [str(broken / f"class{number // 12}" / f"{number:02}.png") for number in numbers]
+    assert found.labels.tolist() == [number // 12 for number in numbers]
+    assert {path.rsplit("/", 1)[1] for path in found.skipped} == {"10.png", "23.png"}
+    assert all(reason for reason in found.skipped.values())
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_unreadable_files_can_keep_a_row_of_nan(broken, loaded):
+    found = features(Brightness(), opened(broken, loaded), preprocessing=PREPROCESSING, on_broken="nan")
+    assert found.features.isnan().flatten().nonzero().flatten().tolist() == [10, 23]
+    assert len(found) == len(found.paths) == 24
+    assert found.labels.tolist() == [0] * 12 + [1] * 12  # the folders are known without reading a file
+    left = features(Brightness(), opened(broken, loaded), preprocessing=PREPROCESSING)
+    readable = found.readable()
+    assert torch.equal(readable.features, left.features) and readable.paths == left.paths
+    assert torch.equal(readable.labels, left.labels) and readable.skipped == left.skipped
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_unreadable_items_have_no_label(loaded, monkeypatch):
+    monkeypatch.setattr("superself.data.images.BROKEN_SHARE", 0.2)
+
+    class Broken(Labelled):
+        def __getitem__(self, place):
+            if place == 3:
+                raise OSError("bad sector")
+            return super().__getitem__(place)
+
+    images = open_images(Broken(pixels()))
+    found = features(nn.Flatten(), images.load() if loaded else images, preprocessing=PREPROCESSING, on_broken="nan")
+    assert found.labels.tolist() == [0, 1, 2, -1, 1, 2, 0, 1, 2, 0, 1] and found.paths is None
+    assert found.skipped == {"item 3": "OSError: bad sector"}
+
+
+def test_features_of_a_diverged_network_are_not_taken_for_unreadable_images():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    nn.init.constant_(network[1].weight, math.nan)
+    for on_broken in ("omit", "nan"):
+        with pytest.raises(ValueError, match="features of 11 of 11 images are not finite"):
+            features(network, pixels(), preprocessing=PREPROCESSING, on_broken=on_broken)
+
+
+def test_an_unknown_treatment_of_unreadable_images_is_an_error():
+    with pytest.raises(
+        ValueError, match='on_broken="skip" is unknown; pass "omit" or "nan"'.replace('"skip"', "'skip'")
+    ):
+        features(backbone(), pixels(), on_broken="skip")
 
 
 def test_random_items_are_the_same_at_every_call():

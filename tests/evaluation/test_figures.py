@@ -57,9 +57,28 @@ def test_any_channels_and_types_are_shown(tmp_path, channels, dtype):
 @pytest.mark.parametrize(("queries", "neighbours"), [(6, 1), (1, 5), (0, 1)])
 def test_too_few_images_are_an_error(tmp_path, queries, neighbours):
     images = torch.zeros(5, 3, 8, 8, dtype=torch.uint8)
-    match = f"queries={queries} and neighbours={neighbours} cannot be shown of 5 images; .*1 to 5 .*1 to 4"
+    match = f"queries={queries} and neighbours={neighbours} cannot be shown with 5 images; .*1 to 5 .*1 to 4"
     with pytest.raises(ValueError, match=match):
         show_neighbours(nn.Flatten(), images, tmp_path / "figure.png", queries=queries, neighbours=neighbours)
+
+
+def test_stand_ins_of_unreadable_images_are_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr("superself.data.images.BROKEN_SHARE", 0.2)
+
+    class Broken(torch.utils.data.Dataset):
+        def __len__(self):
+            return 9
+
+        def __getitem__(self, place):
+            if place == 3:
+                raise OSError("bad sector")
+            return torch.full((3, 6, 6), 20 * place + 10, dtype=torch.uint8)
+
+    shown = Image.open(show_neighbours(nn.Flatten(), Broken(), tmp_path / "a.png", queries=8, neighbours=7))
+    for line in range(8):
+        assert sorted(cell(shown, line, column)[0, 0, 0] for column in range(8)) == [10, 30, 50, 90, 110, 130, 150, 170]
+    with pytest.raises(ValueError, match="cannot be shown with 8 images"):
+        show_neighbours(nn.Flatten(), Broken(), tmp_path / "a.png", queries=9, neighbours=1)
 
 
 def test_columns_are_drawn_in_evaluation_mode_and_change_nothing(tmp_path):
@@ -84,7 +103,7 @@ def test_columns_are_drawn_in_evaluation_mode_and_change_nothing(tmp_path):
 
 def test_columns_need_images(tmp_path):
     supervisor = superself.RotateNetSupervisor(backbone=TinyBackbone())
-    with pytest.raises(ValueError, match="there are no images to show; pass dataset="):
+    with pytest.raises(ValueError, match="there are no images to show; pass a data set as dataset="):
         show_columns(supervisor, lambda images: [images], tmp_path / "a.png")
     show_columns(supervisor, lambda images: [images / 255], tmp_path / "a.png", dataset=tiny_images(3, size=(225, 225)))
 

@@ -68,6 +68,30 @@ def test_classes_that_only_one_of_the_sets_has_are_no_error():
     assert knn_accuracy(train, test, k=1) == pytest.approx(2 / 3)
 
 
+def test_rows_of_unreadable_images_are_left_out():
+    train, test = Features(*blobs(40)), Features(*blobs(30, seed=1))
+    expected = knn_accuracy(
+        Features(train.features[1:], train.labels[1:]), Features(test.features[2:], test.labels[2:])
+    )
+    train.features[0], test.features[:2] = math.nan, math.nan
+    assert knn_accuracy(train, test) == expected
+
+
+@pytest.mark.parametrize("labels", [None, torch.zeros(40), torch.zeros(40, 2, dtype=torch.int64)])
+def test_labels_must_be_classes(labels):
+    train = Features(*blobs(40))
+    with pytest.raises(ValueError, match=r"test has .*pass integer labels \(N,\)"):
+        knn_accuracy(train, Features(train.features, labels))
+
+
+def test_no_readable_image_is_an_error():
+    train = Features(*blobs(40))
+    with pytest.raises(ValueError, match="test has no readable images"):
+        knn_accuracy(
+            train, Features(torch.full((3, train.features.shape[1]), math.nan), torch.zeros(3, dtype=torch.int64))
+        )
+
+
 def test_a_tiny_temperature_does_not_overflow():
     train, labels = blobs(40)
     nearest = knn_predict(train, labels, train, k=5, temperature=1e-4)

@@ -87,6 +87,14 @@ def test_a_class_only_in_the_test_set_counts_as_wrong():
     assert linear_accuracy(train, test) == 0.75
 
 
+def test_rows_of_unreadable_images_are_left_out():
+    train, test = blobs(80), blobs(40, seed=1)
+    less = Features(train.features[4:], train.labels[4:])
+    expected = choose_regularisation(less), linear_accuracy(less, Features(test.features[1:], test.labels[1:]), C=0.1)
+    train.features[:4], test.features[0] = float("nan"), float("nan")
+    assert (choose_regularisation(train), linear_accuracy(train, test, C=0.1)) == expected
+
+
 def test_one_class_is_an_error():
     train = Features(torch.randn(10, 3), torch.full((10,), 4))
     with pytest.raises(ValueError, match=r"labels \[4\], and a linear probe needs at least 2 classes"):
