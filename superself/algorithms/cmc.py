@@ -108,8 +108,8 @@ class ContrastiveMultiviewCodingSupervisor(Supervisor):
         (view,) = self.views(images, self.generator)  # (B, 3, H, W) in RGB
         lightness, colour = (z.float() for z in self.model(self.preprocessing(view)))  # (B, E) each
         loss = self._find(lightness, colour, self.ab_bank, places) + self._find(colour, lightness, self.l_bank, places)
-        self.l_bank.remember(places, lightness)
-        self.ab_bank.remember(places, colour)
+        self.l_bank.remember(lightness, places)
+        self.ab_bank.remember(colour, places)
         return loss
 
     def _find(self, anchor: Tensor, other: Tensor, bank: MemoryBank, places: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ class InstanceDiscriminationSupervisor(Supervisor):
         loss = self.loss(embedding, row, *self.bank.negatives(places, self.negatives, self.generator))
         if self.proximal:
             loss = loss + self.proximal * (normalize(embedding, dim=1) - row).square().sum(1).mean()  # Sec. 3.3
-        self.bank.remember(places, embedding)
+        self.bank.remember(embedding, places)
         return loss
 
     def _update(self, loss: Tensor, optimizer: Optimizer, lr_scheduler: Any) -> None:

@@ -101,7 +101,7 @@ class MomentumContrastSupervisor(Supervisor):
         first, second = (self.preprocessing(v) for v in self.views(images, self.generator))  # two (B, C, H, W)
         pairs = [(first, second), (second, first)] if self.symmetric else [(first, second)]
         keys = [self._in_parts(self.key_encoder, other) for _, other in pairs]  # each (B, E)
-        queue, own = self.queue.features, self.queue.own(places)  # (K, E), (B, K)
+        queue, own = self.queue.features, self.queue.same_image(places)  # (K, E), (B, K)
         queries = [self._in_parts(self.model, view) for view, _ in pairs]  # each (B, E)
         losses = [self.loss(q, k, queue, own) for q, k in zip(queries, keys, strict=True)]
         self.new = torch.cat(keys), places.repeat(len(pairs))  # not in the queue before the loss is known

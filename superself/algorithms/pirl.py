@@ -148,7 +148,7 @@ class PIRLSupervisor(Supervisor):
         puzzle = self.jigsaw_head(features.unflatten(0, (len(images), -1)))  # g(v_It) (B, E)
         row = self.bank.rows(places)  # m_I (B, E)
         negatives, own = self.bank.negatives(places, self.negatives, self.generator)
-        self.bank.remember(places, embedding)
+        self.bank.remember(embedding, places)
         of_puzzle, of_view = (self.loss(e.float(), row, negatives, own) for e in (puzzle, embedding))
         return self.weight * of_puzzle + (1 - self.weight) * of_view  # Eq. 5
 
