@@ -1,1 +1,1 @@
-"""What every other part may use: random state, colour spaces and pictures. Imports nothing of this package."""
+"""What every other part may use: random state, colours, pictures, checks, processes. Imports nothing from this package."""

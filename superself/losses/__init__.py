@@ -1,4 +1,4 @@
-"""Losses that two or more algorithms use."""
+"""Losses that several algorithms share."""
 
 from superself.losses.cosine import NegativeCosine
 from superself.losses.info_nce import InfoNCE

@@ -1,4 +1,4 @@
-"""Minus the cosine: what joint embeddings without negatives minimise."""
+"""Negative cosine similarity: the loss of joint embeddings without negatives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class NegativeCosine(nn.Module):
     Source: Chen & He, SimSiam, arXiv:2011.10566, Eq. 1.
     Deviations: none.
     Args:
-        eps: the least that a norm counts as, so that a zero vector gives 0.
+        eps: lower bound of each norm, so that a zero vector gives 0.
     Shape:
         prediction (B, D), target (B, D) -> scalar ().
     Raises:
@@ -29,7 +29,7 @@ class NegativeCosine(nn.Module):
         """The loss of a batch."""
         if prediction.shape != target.shape:
             raise ValueError(
-                f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ; give the predictor the width "
-                "of the projector."
+                f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape; give the predictor "
+                "the output width of the projector."
             )
         return -cosine_similarity(prediction.float(), target.detach().float(), dim=1, eps=self.eps).mean()

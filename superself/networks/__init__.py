@@ -7,13 +7,14 @@ from superself.networks.combined import CombinedNet, compilable_networks, featur
 from superself.networks.decoders import Decoder, Upsampling
 from superself.networks.efficient import EfficientFeatures
 from superself.networks.halves import HalvesNet, LabHalves, PerHalf, Pool, build_halves, keep_rgb
-from superself.networks.heads import MLP
+from superself.networks.heads import MLP, MultiHead
 from superself.networks.memory import FeatureQueue, MemoryBank
 from superself.networks.momentum import MomentumEncoder
-from superself.networks.norms import LayerNorm2d, use_layer_norm
+from superself.networks.norms import BatchRenorm1d, LayerNorm2d, StandardizedLinear, use_layer_norm
 
 __all__ = [
     "MLP",
+    "BatchRenorm1d",
     "CombinedNet",
     "Decoder",
     "EfficientFeatures",
@@ -23,8 +24,10 @@ __all__ = [
     "LayerNorm2d",
     "MemoryBank",
     "MomentumEncoder",
+    "MultiHead",
     "PerHalf",
     "Pool",
+    "StandardizedLinear",
     "Upsampling",
     "build_backbone",
     "build_halves",

@@ -1,4 +1,4 @@
-"""Decoders: from features back to images, of whatever size the images have."""
+"""Decoders: from features to images of any size."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import math
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-FINEST = 32  # channels at the full size, at the least
-SMALLEST = 7  # pixels; the map that a vector of features is turned into has at most this side
+FINEST = 32  # least number of channels
+SMALLEST = 7  # pixels; largest side of the map that a feature vector is turned into
 
 
 class Upsampling(nn.Module):
-    """Feature maps made larger, up to an image: resize, 3 x 3 convolution, batch norm, ReLU, and again.
+    """Enlarges feature maps to images in stages: resize, 3 x 3 convolution, batch norm, ReLU.
 
-    Each stage at most doubles the size and halves the channels, down to 32. Sizes are given to each resizing, so that the last
-    one is exactly that of the image, odd and not square too. The last layer is a plain convolution.
+    Each stage at most doubles the size and halves the channels, down to 32. Each stage resizes to a given size, so that the
+    output has exactly the size of the image, also if that is odd or not square. The last layer is a plain convolution.
 
     Args:
-        channels: of the maps that come in.
-        shape: (C, H, W) that come out.
-        width: channels of the first stage; None takes ``channels``.
-        start: (h, w) of the maps that are expected, which decides how many stages there are; maps of other sizes fit too.
+        channels: of the input maps.
+        shape: (C, H, W) of the output.
+        width: channels of the first stage; None means ``channels``.
+        start: expected (h, w) of the input maps, which sets the number of stages; maps of other sizes work too.
     Shape:
         (B, channels, h, w) -> (B, C, H, W).
     """
@@ -45,21 +45,21 @@ class Upsampling(nn.Module):
         self.last = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Images (B, C, H, W) from maps."""
+        """Images (B, C, H, W) from maps (B, channels, h, w)."""
         for size, stage in zip(self.sizes, self.stages, strict=True):
             maps = stage(interpolate(maps, size=size, mode="nearest"))
         return self.last(maps)
 
 
 class Decoder(nn.Sequential):
-    """Features turned into a small map by a linear layer, then into an image by ``Upsampling``.
+    """A linear layer from features to a small map, then ``Upsampling`` to an image.
 
     Args:
         features: D of the features.
         shape: (C, H, W) of the images; any size.
         width: channels of the small map.
     Shape:
-        (B, D) -> (B, C, H, W), with neither norm nor activation at the end.
+        (B, D) -> (B, C, H, W), without norm or activation at the end.
     """
 
     def __init__(self, features: int, shape: tuple[int, int, int], width: int = 128) -> None:

@@ -1,43 +1,108 @@
-"""Heads: what stands behind a backbone while it is trained."""
+"""Heads: projectors and predictors that follow a backbone during training."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+import math
+from collections.abc import Iterable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-_NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+from superself.basics.validate import require_choice, require_count
+from superself.networks.norms import BatchRenorm1d, StandardizedLinear
+
+GROUPS = 16  # of group norm, or fewer where 16 does not divide the width
+_BATCH_NORMS = {"batch": nn.BatchNorm1d, "batch_renorm": BatchRenorm1d}
+_NORMS = (None, "batch", "layer", "group", "batch_renorm")
+_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
 class MLP(nn.Sequential):
-    """Linear, norm, ReLU for every hidden layer, then a plain linear layer: no norm and no activation at the end.
+    """Linear layer, norm and activation for each hidden layer, then a linear layer, by default with nothing after it.
 
     Args:
         in_features: width of the input.
         out_features: width of the output.
-        hidden: width of the hidden layers; None takes ``in_features``.
-        layers: number of linear layers; 1 is a plain linear layer.
-        norm: norm behind each hidden linear layer: None, "batch" or "layer".
+        hidden: width of the hidden layers; None means ``in_features``.
+        layers: number of linear layers; 1 is a single linear layer.
+        norm: norm after each hidden linear layer: None, "batch", "layer", "group" (of 16 groups) or "batch_renorm".
+        last_norm: norm of the output, from the same choices; "batch" in SimSiam's projector.
+        last_affine: whether the norm of the output has a scale and shift.
+        last_bias: whether the last linear layer has a bias. Before a batch norm no linear layer has one, because the norm
+            would subtract it.
+        weight_standardization: standardise the weights of every linear layer that a norm follows.
+        activation: "relu" or "gelu".
 
     Shape:
         (B, in_features) -> (B, out_features).
 
     Raises:
-        ValueError: if ``norm`` is unknown or there are fewer than 1 layers.
+        ValueError: if a choice is unknown, there are fewer than 1 layers, or no norm follows standardised weights.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, hidden: int | None = None, layers: int = 2, norm: str | None = None
+        self,
+        in_features: int,
+        out_features: int,
+        hidden: int | None = None,
+        layers: int = 2,
+        norm: str | None = None,
+        last_norm: str | None = None,
+        last_affine: bool = True,
+        last_bias: bool = True,
+        weight_standardization: bool = False,
+        activation: str = "relu",
     ) -> None:
-        if norm is not None and norm not in _NORMS:
-            raise ValueError(f"norm={norm!r} is unknown; pass None, 'batch' or 'layer'.")
-        if layers < 1:
-            raise ValueError(f"layers={layers} leaves no layer; pass layers >= 1.")
-        widths = [in_features] + [hidden or in_features] * (layers - 1)
+        require_choice("norm", norm, _NORMS)
+        require_choice("last_norm", last_norm, _NORMS)
+        require_choice("activation", activation, _ACTIVATIONS)
+        require_count("layers", layers, "is the number of linear layers")
+        if weight_standardization and last_norm is None and (norm is None or layers == 1):
+            raise ValueError(
+                "weight_standardization=True fixes the scale of the weights and needs a norm after a linear layer; pass "
+                "norm='group' or another norm."
+            )
+        widths = [in_features] + [hidden or in_features] * (layers - 1) + [out_features]
         modules: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            modules.append(nn.Linear(before, after, bias=norm != "batch"))  # batch norm takes the mean away again
-            if norm is not None:
-                modules.append(_NORMS[norm](after))
-            modules.append(nn.ReLU())
-        super().__init__(*modules, nn.Linear(widths[-1], out_features))
+        for layer, (before, after) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+            last = layer == layers
+            kind = last_norm if last else norm
+            bias = kind not in _BATCH_NORMS and (last_bias or not last)
+            linear = StandardizedLinear if weight_standardization and kind is not None else nn.Linear
+            modules.append(linear(before, after, bias=bias))
+            if kind is not None:
+                modules.append(_norm(kind, after, affine=last_affine or not last))
+            if not last:
+                modules.append(_ACTIVATIONS[activation]())
+        super().__init__(*modules)
+
+
+class MultiHead(nn.ModuleList):
+    """Several heads for the same features, for example clusterings of different initialisation.
+
+    Args:
+        heads: modules from (B, D) to outputs of equal shape.
+
+    Shape:
+        (B, D) -> (heads, B, K).
+
+    Raises:
+        ValueError: if there are no heads.
+    """
+
+    def __init__(self, heads: Iterable[nn.Module]) -> None:
+        super().__init__(heads)
+        if not len(self):
+            raise ValueError("heads is empty; pass at least one module.")
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The outputs of all heads."""
+        return torch.stack([head(features) for head in self])
+
+
+def _norm(kind: str, width: int, affine: bool) -> nn.Module:
+    if kind == "layer":
+        return nn.LayerNorm(width, elementwise_affine=affine)
+    if kind == "group":
+        return nn.GroupNorm(math.gcd(GROUPS, width), width, affine=affine)
+    return _BATCH_NORMS[kind](width, affine=affine)

@@ -1,4 +1,4 @@
-"""Train and evaluation mode, switched for a while and restored."""
+"""Train and evaluation mode, switched temporarily and restored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @contextlib.contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Puts the network into evaluation mode, and afterwards each of its modules back into the mode it was in."""
+    """Puts a network into evaluation mode; on exit each of its modules returns to the mode it was in."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -25,9 +25,9 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def batch_statistics(network: nn.Module) -> Iterator[None]:
-    """Within evaluation mode: batch norms go by the batch they are given, and their running averages stay as they are.
+    """Inside evaluation mode: batch norms use the statistics of the batch, and their running averages do not change.
 
-    Early in a run the running averages are still far from the data, and features that are alive look constant by them.
+    Early in a run the running averages are far from the data, which makes features look constant although they are not.
     """
     norms = [n for n in network.modules() if isinstance(n, _BatchNorm) and n.track_running_stats and not n.training]
     for norm in norms:
@@ -40,6 +40,6 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """Where the first parameter or buffer of the network is."""
+    """The device of the first parameter or buffer of a network; the CPU if it has none."""
     tensors = itertools.chain(network.parameters(), network.buffers(), [torch.empty(0)])
     return next(tensors).device

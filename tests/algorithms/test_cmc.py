@@ -98,15 +98,15 @@ def test_both_banks_are_written_after_the_step_at_the_places_of_the_batch():
         def _update(self, *arguments):
             banks = self.l_bank, self.ab_bank
             old = [bank.features.clone() for bank in banks]
-            noted = [bank._noted for bank in banks]
+            noted = [bank._pending for bank in banks]
             super()._update(*arguments)
-            for bank, before, (places, embeddings) in zip(banks, old, noted, strict=True):
+            for bank, before, (embeddings, places) in zip(banks, old, noted, strict=True):
                 others = torch.ones(16, dtype=torch.bool)
                 others[places] = False
                 mixed = normalize(0.25 * before[places] + 0.75 * normalize(embeddings, dim=1), dim=1)
                 assert torch.allclose(bank.features[places], mixed, atol=1e-6)
                 assert torch.equal(bank.features[others], before[others])
-            assert not torch.equal(noted[0][1], noted[1][1])
+            assert not torch.equal(noted[0][0], noted[1][0])
 
     backbone = LabHalves(TinyBackbone(1), TinyBackbone(2))
     supervisor = Looks(tiny_images(), backbone=backbone, momentum=0.25)

@@ -97,16 +97,16 @@ def test_a_key_is_not_among_its_own_negatives_and_enters_the_queue_after_the_ste
 
     supervisor = Looks(tiny_images(), augment=two_views, backbone=TinyBackbone(), queue_size=12, splits=1)
     supervisor.supervise(epochs=3, batch_size=8, name="run", progress=False)
-    assert supervisor.queue.pointer.item() == 6 * 8 % 12
+    assert supervisor.queue.enqueued.item() == 6 * 8
 
 
 def test_older_keys_of_the_same_image_are_no_negatives():
     supervisor = moco(queue_size=64, splits=1)  # as long as four epochs
     supervisor.supervise(epochs=4, batch_size=8, name="run", progress=False)
     supervisor.train()
-    assert torch.equal(supervisor.queue.own(torch.arange(16)).sum(1), torch.full((16,), 4))
+    assert torch.equal(supervisor.queue.same_image(torch.arange(16)).sum(1), torch.full((16,), 4))
     loss = supervisor._forward(batch())
-    own = supervisor.queue.own(torch.arange(16)).any(
+    own = supervisor.queue.same_image(torch.arange(16)).any(
         0
     )  # replaced by their opposite, they would lower a loss they are in
     supervisor.queue.places.fill_(-1)
@@ -246,7 +246,7 @@ def test_queue_and_key_encoder_are_in_the_checkpoint():
     loaded = MomentumContrastSupervisor(backbone=TinyBackbone()).load("run")
     assert torch.equal(loaded.queue.features, supervisor.queue.features)
     assert (
-        torch.equal(loaded.queue.places, supervisor.queue.places) and loaded.queue.pointer == supervisor.queue.pointer
+        torch.equal(loaded.queue.places, supervisor.queue.places) and loaded.queue.enqueued == supervisor.queue.enqueued
     )
     for a, b in zip(
         loaded.key_encoder.state_dict().values(), supervisor.key_encoder.state_dict().values(), strict=True
@@ -266,7 +266,7 @@ def test_a_projector_of_ones_own_sets_the_width_of_the_queue():
         ({"splits": 0}, "splits=0 makes no part of a batch"),
         ({"projector": "mpl"}, "projector='mpl' is unknown; pass 'mlp', 'linear' or a module"),
         ({"temperature": 0}, "temperature=0 divides similarities"),
-        ({"queue_size": 0}, "size=0 holds nothing"),
+        ({"queue_size": 0}, "size=0 is the number of embeddings in the queue"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):

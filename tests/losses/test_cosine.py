@@ -31,5 +31,5 @@ def test_a_zero_vector_gives_zero_and_half_precision_is_computed_in_float32():
 
 
 def test_other_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"prediction \(2, 3\) and target \(2, 4\) differ"):
+    with pytest.raises(ValueError, match=r"prediction \(2, 3\) and target \(2, 4\) differ in shape"):
         NegativeCosine()(torch.ones(2, 3), torch.ones(2, 4))

@@ -33,9 +33,22 @@ def test_number_worked_by_hand():
     assert InfoNCE(1.0)(query, 3 * query, negatives).item() == pytest.approx(0.40760596)
 
 
-def test_knowing_nothing_gives_the_logarithm_of_the_candidates():
+def test_chance_level_is_the_logarithm_of_the_number_of_candidates():
     same = torch.tensor([[1.0, 0.0]])
     assert InfoNCE()(same, same, same.expand(9, 2)).item() == pytest.approx(math.log(10))
+
+
+def test_a_query_whose_negatives_are_all_excluded_has_loss_zero_and_a_finite_gradient():
+    query, positive = vectors(4, 0).requires_grad_(), vectors(4, 1)
+    negatives, exclude = normalize(vectors(6, 2), dim=1), torch.zeros(4, 6, dtype=torch.bool)
+    assert InfoNCE()(query, positive, negatives, ~exclude).item() == 0
+    exclude[1] = True
+    loss = InfoNCE(0.2)(query, positive, negatives, exclude)
+    others = [0, 2, 3]
+    rest = InfoNCE(0.2)(query[others], positive[others], negatives)
+    assert loss.item() == pytest.approx(rest.item() * 3 / 4, rel=1e-5)
+    loss.backward()
+    assert torch.isfinite(query.grad).all() and torch.equal(query.grad[1], torch.zeros(5))
 
 
 def test_is_computed_in_float32_under_mixed_precision():
@@ -59,5 +72,5 @@ def test_gradients_reach_query_and_positive():
 def test_refuses_bad_temperature_and_shapes():
     with pytest.raises(ValueError, match="temperature=0 divides similarities; pass a number above 0"):
         InfoNCE(0)
-    with pytest.raises(ValueError, match=r"query \(4, 5\) and positive \(3, 5\) differ"):
+    with pytest.raises(ValueError, match=r"query \(4, 5\) and positive \(3, 5\) differ in shape"):
         InfoNCE()(vectors(4, 0), vectors(3, 1), vectors(6, 2))

@@ -36,7 +36,7 @@ def test_momentum_worked_by_hand():
     assert target.average.weight.item() == 8.0
 
 
-def test_batch_norm_keeps_statistics_of_its_own_batches():
+def test_batch_norm_keeps_its_own_running_statistics():
     online = nn.BatchNorm1d(2)
     target = MomentumEncoder(online)
     target(torch.randn(8, 2) + 5)
@@ -51,3 +51,24 @@ def test_is_in_the_state_dict_of_its_owner():
     owner.online = nn.Linear(2, 2)
     owner.target = MomentumEncoder(owner.online)
     assert "target.average.weight" in owner.state_dict()
+
+
+def test_memory_formats_of_the_two_networks_may_differ():
+    online = nn.Conv2d(3, 4, 3)
+    target = MomentumEncoder(online)
+    before = target.average.weight.clone()
+    online.to(memory_format=torch.channels_last)
+    nn.init.normal_(online.weight)
+    assert online.weight.stride() != target.average.weight.stride()
+    target.update(online, 0.9)
+    torch.testing.assert_close(target.average.weight, 0.9 * before + 0.1 * online.weight)
+    assert target.average.weight.is_contiguous()
+
+
+def test_buffers_are_not_averaged():
+    online = nn.Linear(2, 2)
+    online.register_buffer("centre", torch.zeros(3))
+    target = MomentumEncoder(online)
+    online.centre.fill_(5)
+    target.update(online, 0.0)
+    assert torch.equal(target.average.centre, torch.zeros(3))

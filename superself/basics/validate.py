@@ -1,0 +1,88 @@
+"""Checks of hyper-parameters: each error names the argument, its value and what to pass instead.
+
+All of them reject booleans, NaN and infinity: ``True`` where a number is needed is nearly always a misplaced argument.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
+
+
+def require_positive(name: str, value: Any, meaning: str = "must be positive") -> None:
+    """Checks that ``value`` is a finite number above 0.
+
+    Args:
+        name: of the argument.
+        value: what the user passed.
+        meaning: what the argument does, as the end of a sentence that starts with it: "divides similarities".
+
+    Raises:
+        TypeError: if ``value`` is not a number.
+        ValueError: if it is not above 0.
+    """
+    need = "a number above 0"
+    _require_number(name, value, meaning, need)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}={value} {meaning}; pass {need}.")
+
+
+def require_nonnegative(name: str, value: Any, meaning: str = "must not be negative") -> None:
+    """Checks that ``value`` is a finite number of at least 0; see ``require_positive``."""
+    need = "a number of at least 0"
+    _require_number(name, value, meaning, need)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value} {meaning}; pass {need}.")
+
+
+def require_fraction(
+    name: str, value: Any, meaning: str = "is a fraction", *, lower_open: bool = False, upper_open: bool = False
+) -> None:
+    """Checks that ``value`` lies between 0 and 1.
+
+    Args:
+        name: of the argument.
+        value: what the user passed.
+        meaning: what the argument does, as in ``require_positive``.
+        lower_open: 0 is not allowed.
+        upper_open: 1 is not allowed.
+
+    Raises:
+        TypeError: if ``value`` is not a number.
+        ValueError: if it is out of range.
+    """
+    need = f"a number in {'(' if lower_open else '['}0, 1{')' if upper_open else ']'}"
+    _require_number(name, value, meaning, need)
+    above = value > 0 if lower_open else value >= 0
+    below = value < 1 if upper_open else value <= 1
+    if not (above and below):
+        raise ValueError(f"{name}={value} {meaning}; pass {need}.")
+
+
+def require_count(name: str, value: Any, meaning: str = "is a count", *, minimum: int = 1) -> None:
+    """Checks that ``value`` is an integer of at least ``minimum``; see ``require_positive``."""
+    need = f"an integer of at least {minimum}"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}={value!r} {meaning}, but is of type {type(value).__name__}; pass {need}.")
+    if value < minimum:
+        raise ValueError(f"{name}={value} {meaning}; pass {need}.")
+
+
+def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Checks that ``value`` is one of ``choices``.
+
+    Raises:
+        ValueError: if it is not; the message lists them.
+    """
+    choices = list(choices)
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        *others, last = map(repr, choices)
+        listed = f"{', '.join(others)} or {last}" if others else last
+        raise ValueError(f"{name}={value!r} is unknown; pass {listed}.")
+
+
+def _require_number(name: str, value: Any, meaning: str, need: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}={value!r} {meaning}, but is of type {type(value).__name__}; pass {need}.")
