@@ -1,4 +1,4 @@
-"""Any transform of single images, from torchvision, albumentations or one's own, run in the loader's workers."""
+"""Any transform of single images, from torchvision, albumentations or your own code, run in the loader's workers."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import default_collate
+
+from superself.data.batch import Batch, stack_targets
 
 from superself.data import Batch, Item
 
 
 class PerImage:
-    """A ``collate_fn`` that transforms every image by itself before it stacks the batch.
+    """A ``collate_fn`` that transforms each image separately and then stacks the batch.
 
-    Pass it as ``collate_fn=PerImage(transform)``. Torch's random state is seeded by the loader in each worker.
+    Pass it as ``collate_fn=PerImage(transform)``. If the transform returns one image, it takes the place of the original.
+    If it returns a list, these are the views of the batch, which replace the algorithm's own augmentation, and the
+    originals stay in ``images``. The loader seeds torch's, numpy's and Python's random numbers in each worker.
 
     Args:
         transform: a callable from one image to an image or to a list of views.
-        takes: what it is given: "tensor" (C, H, W), "pil", or "array" (H, W, C) as albumentations wants it: such a
-            callable gets ``image=`` and may return a dict.
+        takes: what it is given: "tensor" (C, H, W), "pil", or "array" (H, W, C) as albumentations wants it; such a
+            callable is called with ``image=`` and may return a dictionary with that key.
     Shape:
-        list of (image (C, H, W), target) -> images (B, C, h, w) or a list of them, targets (B,).
+        list of (image (C, H, W), index[, target[, mask]]) -> Batch with images (B, C, h, w) and, for lists, views.
     Raises:
-        ValueError: if ``takes`` is unknown.
+        ValueError: if ``takes`` is unknown, or when called, if there are masks and the transform changes the size: masks
+            are passed on as they are.
     """
 
     def __init__(self, transform: Callable[..., Any], takes: str = "tensor") -> None:
@@ -34,14 +38,33 @@ class PerImage:
             raise ValueError(f'takes={takes!r} is unknown; pass "tensor", "pil" or "array".')
         self.transform, self.takes = transform, takes
 
+<<<<<<< HEAD
     def __call__(self, items: Sequence[tuple[Tensor, Any]]) -> Batch | tuple[Tensor | list[Tensor], Tensor]:
         views = default_collate([self.one(image) for image, *_ in items])
         if isinstance(items[0], Item):
             return Batch.from_loader((views,))  # the loader fills in index and target
         return views, torch.as_tensor([int(target) for _, target in items])
+=======
+    def __call__(self, items: Sequence[tuple[Any, ...]]) -> Batch:
+        columns = [list(column) for column in zip(*items, strict=True)]
+        originals, index, targets, masks = columns + [[None] * len(items)] * (4 - len(columns))
+        results = [self.transform_image(image) for image in originals]
+        views = None
+        if isinstance(results[0], list):
+            images, views = torch.stack(originals), [torch.stack(view) for view in zip(*results, strict=True)]
+        else:
+            images = torch.stack(results)
+        mask = None if masks[0] is None else torch.stack(masks)
+        if mask is not None and mask.shape[-2:] != images.shape[-2:]:
+            raise ValueError(
+                f"PerImage does not move masks, but its transform turns images of size {tuple(mask.shape[-2:])} into "
+                f"{tuple(images.shape[-2:])}; use transforms of superself.augment, which move masks, or no masks."
+            )
+        return Batch(images, torch.as_tensor(index), stack_targets(targets), mask, views)
+>>>>>>> augment
 
-    def one(self, image: Tensor) -> Tensor | list[Tensor]:
-        """The view or the views of one image (C, H, W), as tensors."""
+    def transform_image(self, image: Tensor) -> Tensor | list[Tensor]:
+        """The result, or the list of results, for one image (C, H, W), as tensors."""
         if self.takes == "tensor":
             result = self.transform(image)
         else:

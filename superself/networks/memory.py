@@ -130,12 +130,13 @@ class MemoryBank(_Memory):
         ValueError: if ``momentum`` is not in [0, 1).
     """
 
-    dataset_state = ("features",)  # reset when the data set changes
+    dataset_state = ("features", "is_filled")  # reset when the data set changes
 
     def __init__(self, count: int, width: int, momentum: float = 0.5) -> None:
         require_fraction("momentum", momentum, "is the fraction of a bank's row that is kept", upper_open=True)
         super().__init__(max(1, count), width)
         self.momentum = momentum
+        self.register_buffer("is_filled", torch.zeros((), dtype=torch.bool))  # whether ``fill`` has set the rows
 
     def extra_repr(self) -> str:
         """Sizes and momentum."""
@@ -157,6 +158,12 @@ class MemoryBank(_Memory):
                 "image of the data set."
             )
         self.features.copy_(normalize(features.float(), dim=1))
+        self.is_filled.fill_(True)
+
+    @property
+    def filled(self) -> bool:
+        """Whether ``fill`` has set the rows, in this run or the one it continues; waits for an accelerator."""
+        return bool(self.is_filled)
 
     def rows(self, places: Tensor) -> Tensor:
         """The rows of the images at ``places``. Shape: (B,) -> (B, D)."""

@@ -159,6 +159,26 @@ def test_random_resized_crops_of_padded_images_are_finite():
     assert views.isfinite().all() and views.min() >= -1e-5 and views.max() <= 1 + 1e-5
 
 
+def test_crop_beyond_a_repeated_edge_shows_the_edge():
+    image = images_of(1, 16, 16)
+    small = RandomZoom((0.25, 0.25), fill=None).warp(Warp.identity(image), torch.zeros(1, 1))
+    corner = resample(image, small.crop(torch.tensor([[0.0, 0.0, 4.0, 4.0]]), (4, 4)))
+    torch.testing.assert_close(corner, image[:, :, :1, :1].expand(-1, -1, 4, 4))
+
+
+def test_enlarged_crops_of_padded_images_are_those_of_the_padded_image():
+    """A crop must not mix in the padding where it lies next to pixels of the image."""
+    images = images_of(8, 20, 20)
+    steps = Compose([RandomCrop(24, padding=4, fill=0.6), RandomResizedCrop(30, (0.05, 0.6))])
+    views, numbers = steps(images, seeded()), torch.rand(8, steps.draws, generator=seeded())
+    top, left = (numbers[:, :2] * 5).int().T.tolist()
+    boxes = steps.transforms[1].boxes(numbers[:, 2:], 24, 24).int().tolist()
+    for k, (x0, y0, x1, y1) in enumerate(boxes):
+        padded = tv.crop(tv.pad(images[k], [4] * 4, fill=0.6), top[k], left[k], 24, 24)
+        reference = tv.resized_crop(padded, y0, x0, y1 - y0, x1 - x0, [30, 30], antialias=True)
+        torch.testing.assert_close(views[k], reference, atol=2e-5, rtol=0)
+
+
 SOMETIMES = {
     "flip": RandomHorizontalFlip(0.5),
     "vertical flip": RandomVerticalFlip(0.5),

@@ -45,3 +45,13 @@ def test_equal_seeds_give_equal_pictures(tmp_path):
         for k, seed in enumerate([1, 1, 2])
     )
     assert one == other != third
+
+
+@pytest.mark.parametrize("kind", ["uint16", "float"])
+def test_images_of_other_ranges_are_stretched_and_their_views_alike(kind, tmp_path):
+    ramp = torch.linspace(0, 4000, 400).view(1, 1, 20, 20).round()
+    images = ramp.int().to(torch.uint16) if kind == "uint16" else ramp / 1000 - 1  # 0 to 4000, and -1 to 3
+    shown = np.array(Image.open(show_views(images, lambda batch: batch, tmp_path / "a.png", count=1, views=2)))[..., 0]
+    original, view = shown[1:21, 1:21], shown[1:21, 23:43]
+    assert original.min() == 0 and original.max() == 255 and abs(original.mean() - 127.5) < 1
+    assert np.array_equal(original, view)

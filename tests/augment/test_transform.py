@@ -228,3 +228,24 @@ def test_views_on_the_gpu_are_those_of_the_cpu(augment):
         as_list(transform(images, seeded())), as_list(transform(images.cuda(), seeded())), strict=True
     ):
         assert other.is_cuda and ((one - other.cpu()).abs() > 1e-3).float().mean() < 1e-3
+
+
+def test_channels_of_the_views_are_declared_and_true():
+    transforms = {
+        RandomResizedCrop(8): 3,
+        Sobel(): 2,
+        RGBToLab(): 3,
+        Compose([RandomResizedCrop(8), Sobel()]): 2,
+        Views([Compose([Sobel(), Resize(8)]), Sobel()]): 2,
+        MultiCrop([Resize(8)] * 2, Resize(4), 2): 3,
+        RandomChoice([Sobel(), Compose([RandomGrayscale(), Sobel()])]): 2,
+        RandomApply([RandomGrayscale()], 0.5): 3,
+        Lambda(lambda batch: batch[:, :1], channels=1): 1,
+        Lambda(lambda batch: [batch, batch]): 3,
+        Standardize(): 3,
+    }
+    for transform, channels in transforms.items():
+        assert transform.out_channels(3) == channels
+        assert as_list(transform(bytes_of(2), seeded()))[0].shape[1] == channels
+    assert Sobel().out_channels(5) == 2 and RGBToLab().out_channels(1) == 1
+    assert recipe(Sobel(), 8, views=2).out_channels(4) == 2
