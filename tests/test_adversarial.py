@@ -52,9 +52,7 @@ def prepared(supervisor, **settings):
     """The optimizer and the schedule as supervise() makes them."""
     settings = Settings(**{"lr": 0.1, "optimizer": torch.optim.SGD, "epochs": 2, "batch_size": 8, **settings})
     supervisor.run = Run(supervisor, settings)
-    return supervisor._init_data_optimizer(
-        settings.optimizer, 8, True, 0, None, settings.lr, settings.lr_scheduler
-    )[1:]
+    return supervisor._init_data_optimizer(settings.optimizer, 8, True, 0, None, settings.lr, settings.lr_scheduler)[1:]
 
 
 def players(supervisor):

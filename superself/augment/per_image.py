@@ -38,13 +38,6 @@ class PerImage:
             raise ValueError(f'takes={takes!r} is unknown; pass "tensor", "pil" or "array".')
         self.transform, self.takes = transform, takes
 
-<<<<<<< HEAD
-    def __call__(self, items: Sequence[tuple[Tensor, Any]]) -> Batch | tuple[Tensor | list[Tensor], Tensor]:
-        views = default_collate([self.one(image) for image, *_ in items])
-        if isinstance(items[0], Item):
-            return Batch.from_loader((views,))  # the loader fills in index and target
-        return views, torch.as_tensor([int(target) for _, target in items])
-=======
     def __call__(self, items: Sequence[tuple[Any, ...]]) -> Batch:
         columns = [list(column) for column in zip(*items, strict=True)]
         originals, index, targets, masks = columns + [[None] * len(items)] * (4 - len(columns))
@@ -61,7 +54,6 @@ class PerImage:
                 f"{tuple(images.shape[-2:])}; use transforms of superself.augment, which move masks, or no masks."
             )
         return Batch(images, torch.as_tensor(index), stack_targets(targets), mask, views)
->>>>>>> augment
 
     def transform_image(self, image: Tensor) -> Tensor | list[Tensor]:
         """The result, or the list of results, for one image (C, H, W), as tensors."""

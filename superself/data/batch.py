@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 """Batch: what a loader yields and ``_forward`` receives; Item: what a collate_fn receives a list of."""
 
 from __future__ import annotations
@@ -39,30 +38,6 @@ class Batch:
         mask: (B, ...), one per image.
         views: ready-made views, each (B, C, h, w), where a collate_fn made them.
         broken: the images that could not be read while the batch was made, as name -> reason.
-=======
-"""One batch of images and what comes with them."""
-
-from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
-from torch.utils.data import default_collate
-
-
-@dataclass
-class Batch:
-    """Images of one step, and what the data set has for each of them.
-
-    Args:
-        images: (B, C, H, W).
-        index: (B,) positions in the data set.
-        target: whatever the data set returns next to the image.
-        mask: (B, H, W) or (B, M, H, W) segment maps.
-        views: ready-made views, each (B, C, h, w).
->>>>>>> augment
     """
 
     images: Tensor
@@ -70,7 +45,6 @@ class Batch:
     target: Any = None
     mask: Tensor | None = None
     views: list[Tensor] | None = None
-<<<<<<< HEAD
     broken: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -142,17 +116,10 @@ def stack_targets(targets: Sequence[Any]) -> Any:
 
     Class indices of any integer type become int64, as the cross-entropy needs.
     """
-=======
-
-
-def stack_targets(targets: Sequence[Any]) -> Any:
-    """One target per image as a tensor (B, ...) where ``default_collate`` can stack them, else as a list; or None."""
->>>>>>> augment
     targets = list(targets)
     if all(target is None for target in targets):
         return None
     try:
-<<<<<<< HEAD
         stacked = default_collate(targets)
     except (TypeError, RuntimeError, ValueError, KeyError):  # of different shapes or kinds, or some are None
         return targets
@@ -185,8 +152,3 @@ def _described(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {[type(part).__name__ for part in value[:4]]}"
     return f"an array of shape {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
-=======
-        return default_collate(targets)
-    except (TypeError, RuntimeError, ValueError, KeyError):
-        return targets
->>>>>>> augment
