@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from superself.basics.random import preserve_random_state, seed_everything
 from superself.data import BatchLoader, EpochSampler, ImageSpec, Preprocessing, open_images
 from superself.evaluation.monitor import FeatureMonitor
-from superself.networks import CombinedNet, compilable_networks
+from superself.networks import CombinedNet, compilable_networks, describe
 from superself.training import (
     Run,
     can_fuse,
@@ -359,7 +359,7 @@ class Supervisor(nn.Module):
             "arguments": self.arguments,
             "seed": self.seed,
             "data": self.images.describe(),
-            "backbone": getattr(self.model.backbone, "description", type(self.model.backbone).__name__),
+            "backbone": describe(self.model.backbone),
             "loss": self.loss_meaning + chance,
             "device": str(self.device),
         }

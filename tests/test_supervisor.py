@@ -25,6 +25,7 @@ from superself import (
     RotateNetSupervisor,
     Supervisor,
 )
+from superself.networks import describe
 from superself.training import read_checkpoint, warmup_cosine
 
 from cases import TinyBackbone, tiny_images
@@ -279,16 +280,16 @@ def test_a_run_goes_on_with_larger_images_and_the_networks_it_had():
     trained.supervise(epochs=1, batch_size=8, name="run", progress=False)
     larger = RotateNetSupervisor(tiny_images(8, size=(72, 72)), backbone="squeezenet1_1")
     larger.supervise(epochs=1, batch_size=8, name="larger", pretrained="run", progress=False)
-    assert "stem for images of 16 x 16" in larger.get_backbone().description
+    assert "stem for images of 16 x 16" in describe(larger.get_backbone())
     assert larger.preprocessing.shape == (3, 72, 72) and larger.preprocessing.mean == trained.preprocessing.mean
     loaded = RotateNetSupervisor().load("larger")
-    assert "stem for images of 16 x 16" in loaded.get_backbone().description
+    assert "stem for images of 16 x 16" in describe(loaded.get_backbone())
     assert loaded.preprocessing == larger.preprocessing
     x = larger.preprocessing(tiny_images(4, size=(72, 72)))
     assert torch.equal(loaded.get_backbone().eval()(x), larger.get_backbone().eval()(x))
     resumed = RotateNetSupervisor(tiny_images(8, size=(72, 72)), backbone="squeezenet1_1")
     resumed.supervise(epochs=2, batch_size=8, name="larger", resume=True, progress=False)
-    assert "stem for images of 16 x 16" in resumed.get_backbone().description and resumed.step == 2
+    assert "stem for images of 16 x 16" in describe(resumed.get_backbone()) and resumed.step == 2
 
 
 @pytest.mark.parametrize("algorithm", [DenoiseNetSupervisor, ContextNetSupervisor, BiGanSupervisor])

@@ -14,7 +14,15 @@ from torch.optim import Optimizer
 from superself.augment import Compose, recipe
 from superself.augment.recipes import crop_and_flip
 from superself.losses import InfoNCE
-from superself.networks import MLP, HalvesNet, MemoryBank, PerHalf, Pool, build_halves, feature_width, keep_rgb
+from superself.networks import (
+    MLP,
+    HalvesNet,
+    MemoryBank,
+    PerHalf,
+    build_halves,
+    feature_width,
+    without_normalization,
+)
 from superself.networks.modes import evaluation_mode
 from superself.supervisor import Supervisor
 
@@ -77,7 +85,7 @@ class ContrastiveMultiviewCodingSupervisor(Supervisor):
         collate_fn: Callable[..., Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(None, dataset, loss or InfoNCE(temperature), collate_fn, **keep_rgb(options))
+        super().__init__(None, dataset, loss or InfoNCE(temperature), collate_fn, **without_normalization(options))
         if negatives < 1:
             raise ValueError(f"negatives={negatives} rows leave nothing to tell an image from; pass at least 1.")
         if contrast not in ("bank", "batch"):
@@ -89,7 +97,7 @@ class ContrastiveMultiviewCodingSupervisor(Supervisor):
         halves = zip((1, 2), (backbone.lightness, backbone.colour), strict=True)
         widths = [feature_width(half, (channels, *sides)) for channels, half in halves]
         if projector is None:
-            projector = PerHalf(*(nn.Sequential(Pool(), MLP(width, 128, layers=1)) for width in widths))
+            projector = PerHalf(*(MLP(width, 128, layers=1) for width in widths))
         self.model = HalvesNet(backbone, projector)
         with torch.no_grad(), evaluation_mode(self.model):
             embedding, _ = self.model(torch.zeros(2, *self.images.shape, device=self.device))

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, max_pool2d, softplus
+from torch.nn.functional import max_pool2d, softplus
 
 from superself.adversarial import AdversarialSupervisor
 from superself.augment import RandomBlocks
 from superself.data import ImageSpec, mean_prediction_loss
 from superself.evaluation.figures import show_columns
-from superself.networks import CombinedNet, EfficientFeatures, Upsampling, build_backbone, feature_width
+from superself.networks import MapNet, Upsampling, build_backbone, map_shape
 
 GRID = 7  # places a side of the map between encoder and decoder
 OVERLAP = 7 / 128  # of the shorter side, with the centre as the region
@@ -37,7 +37,7 @@ class ContextNetSupervisor(AdversarialSupervisor):
         the authors' discriminator sees all of it, and their squared error counts all of it. Both players step at once,
         with the optimiser's own betas (the authors: 0.5, 0.999). L_rec is divided by the sum of the weights, not by the number
         of values.
-        The map that the channel-wise layer takes is pooled to 7 x 7; a backbone that gives one vector is a map of one place.
+        Maps larger than 7 x 7 are pooled to that before the channel-wise layer; a vector is a 1 x 1 map.
         Adam with lr 1e-3 and batches of 32 was tried on CIFAR-10, for about 400 steps (bench/RESULTS.md).
     Args:
         dataset: see Supervisor, as are the options that are not listed here.
@@ -50,7 +50,7 @@ class ContextNetSupervisor(AdversarialSupervisor):
         adversarial_weight: a, the paper's lambda_adv; 0 trains without a discriminator.
         discriminator_lr: learning rate of the discriminator as a multiple of the first.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
-        predictor: from features (B, D, n) at n places to images (B, C, H, W); None for the channel-wise layer and a decoder.
+        predictor: from feature maps (B, D, h, w) to images (B, C, H, W); None for the channel-wise layer and a decoder.
         loss: of (prediction (B, C, H, W), target (B, C, H, W)) value by value, (B, C, H, W); None for the squared error.
     Shape:
         data: images (B, C, H, W) and their places (B,) -> loss ().
@@ -106,9 +106,9 @@ class ContextNetSupervisor(AdversarialSupervisor):
         self.region, self.overlap_weight, self.adversarial_weight = region, overlap_weight, adversarial_weight
         self.place_blocks = RandomBlocks(blocks, block_size)
         backbone = build_backbone(backbone, shape)
-        places = feature_width(MapNet(backbone, nn.Identity()), shape)  # of (B, D, n) it finds n, the last
-        width = feature_width(MapNet(backbone, nn.Flatten()), shape) // places
-        self.model = MapNet(backbone, ContextDecoder(width, places, shape) if predictor is None else predictor)
+        if predictor is None:
+            predictor = ContextDecoder(map_shape(backbone, shape), shape)
+        self.model = MapNet(backbone, predictor)
         if adversarial_weight:
             self.discriminator = Discriminator(shape)
 
@@ -176,23 +176,6 @@ def middle(side: int) -> slice:
     return slice(side // 4, side // 4 + side // 2)
 
 
-class MapNet(CombinedNet):
-    """A backbone and a predictor that takes its features place by place, before they are pooled.
-
-    Shape:
-        images (B, C, H, W) -> the output of the predictor, which is given features (B, D, n) at n places: 49 of a map, which is
-        pooled to 7 x 7, the tokens of (B, tokens, D), or 1 of a vector.
-    """
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The prediction for images (B, C, H, W)."""
-        mapped = isinstance(self.backbone, EfficientFeatures)
-        output = self.backbone.map(images) if mapped else self.backbone(images)
-        if output.ndim == 4:
-            return self.predictor(adaptive_avg_pool2d(output, GRID).flatten(2))
-        return self.predictor(output.transpose(1, 2) if output.ndim == 3 else output[:, :, None])
-
-
 class ChannelwiseLinear(nn.Module):
     """A fully connected layer for each channel: from all places of its map to all places of another one.
 
@@ -215,15 +198,23 @@ class ChannelwiseLinear(nn.Module):
 
 
 class ContextDecoder(nn.Sequential):
-    """The channel-wise layer, a convolution of stride 1 across the channels, and the way up to an image.
+    """The channel-wise layer, a convolution of stride 1 across the channels, and upsampling to an image.
 
+    Args:
+        maps: (D, h, w) of the maps that come in; larger ones than 7 x 7 are pooled.
+        shape: (C, H, W) of the images.
+        width: channels after the convolution.
     Shape:
-        features (B, D, n) at n places -> images (B, C, H, W).
+        maps (B, D, h, w) -> images (B, C, H, W).
     """
 
-    def __init__(self, features: int, places: int, shape: tuple[int, int, int], width: int = 128) -> None:
+    def __init__(self, maps: tuple[int, int, int], shape: tuple[int, int, int], width: int = 128) -> None:
+        features, *size = maps
+        pooled = tuple(min(side, GRID) for side in size)
         super().__init__(
-            ChannelwiseLinear(features, places, GRID**2),
+            nn.AdaptiveAvgPool2d(pooled),
+            nn.Flatten(2),
+            ChannelwiseLinear(features, math.prod(pooled), GRID**2),
             nn.Unflatten(2, (GRID, GRID)),
             nn.Conv2d(features, width, 1, bias=False),
             nn.BatchNorm2d(width),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from superself.augment import (
 from superself.augment.recipes import is_small
 from superself.data import to_float
 from superself.evaluation.figures import show_columns
-from superself.networks import CombinedNet, build_backbone, feature_width, tile_width, use_layer_norm
+from superself.networks import CombinedNet, build_backbone, feature_width, tile_width
 from superself.supervisor import Supervisor
 
 DIRECTIONS: tuple[
@@ -120,8 +119,7 @@ class ContrastivePredictiveCodingSupervisor(Supervisor):
         self.scale = scale
         self.patches = OverlappingPatches(size, stride)
         self.views = recipe(augment or default_changes(size), size, views=1)
-        build = layer_normed if layer_norm else build_backbone
-        backbone = build(backbone, self.images.shape)
+        backbone = build_backbone(backbone, self.images.shape, norm="layer" if layer_norm else "batch")
         width = tile_width(backbone, self.images.shape, size, "a larger patch_size")
         self.model = CombinedNet(backbone, nn.Linear(width, 64) if predictor is None else predictor)  # z, then V z
         self.context = MaskedContext(width) if context is None else context
@@ -236,12 +234,3 @@ def default_changes(size: int) -> str | Transform:
     if not is_small(size):
         return "cpc"
     return Compose([RandomHorizontalFlip(), ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), RandomGrayscale(0.25)])
-
-
-def layer_normed(backbone: str | nn.Module | None, shape: tuple[int, int, int]) -> nn.Module:
-    """``build_backbone``, with layer norm in place of batch norm; a module is changed in place."""
-    network = use_layer_norm(build_backbone(backbone, shape))
-    if not isinstance(backbone, nn.Module):
-        network.description += ", layer norm"
-        network.rebuild = functools.partial(layer_normed, backbone, shape)
-    return network

@@ -14,8 +14,15 @@ from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, interpolate
 
 from superself.data import ImageSpec
 from superself.evaluation.figures import show_columns
-from superself.networks import Decoder, HalvesNet, PerHalf, Pool, Upsampling, build_halves, feature_width, keep_rgb
-from superself.networks.modes import evaluation_mode
+from superself.networks import (
+    Decoder,
+    HalvesNet,
+    PerHalf,
+    Upsampling,
+    build_halves,
+    map_shape,
+    without_normalization,
+)
 from superself.supervisor import Supervisor
 
 ANNEALING = (
@@ -33,8 +40,8 @@ class SplitBrainNetSupervisor(Supervisor):
     Source: Zhang et al., Split-Brain Autoencoders, arXiv:1611.09842, Sec. 3.1 (Eq. 2), Sec. 3.2 (Eq. 3), Sec. 4.1: bins of
         10 x 10 units of ab and of 2 units of L, one-hot.
     Deviations: the halves are two networks of full width; ab has the 261 bins that colours of sRGB fall into, where the paper
-        has 313; a place of the map has the mean colour of its part of the image; backbones that give vectors predict the map
-        through a ``Decoder``; Adam (lr 1e-3 and batches of 64 were tried on CIFAR-10, with small halves).
+        has 313; a place of the map has the mean colour of its part of the image; backbones without maps predict through a
+        ``Decoder``; Adam (lr 1e-3 and batches of 64 were tried on CIFAR-10, with small halves).
     Args:
         dataset: see Supervisor, as are the options that are not listed here; ``normalize`` is not taken.
         ab_step: side of the bins of ab.
@@ -43,7 +50,7 @@ class SplitBrainNetSupervisor(Supervisor):
         rebalance: count rare colours more, which makes bolder pictures: 1 / (p / 2 + 1 / 2Q) for one of Q bins with the share p
             of the batch, as in arXiv:1603.08511 without its smoothing of p.
         backbone: None for two EfficientFeatures, a name for two of these, a pair (for L, for ab), or LabHalves.
-        predictor: from the outputs of the halves to the logits of ab (B, Q, h, w) and of L (B, 50, h, w).
+        predictor: from the feature maps of the halves to the logits of ab (B, Q, h, w) and of L (B, 50, h, w).
         loss: of (logits (B, Q, h, w), bins (B, h, w), weights of the bins (Q,) or None); None for the cross-entropy.
     Shape:
         data: images (B, 3, H, W) and their places (B,) -> loss ().
@@ -73,7 +80,7 @@ class SplitBrainNetSupervisor(Supervisor):
         collate_fn: Callable[..., Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(None, dataset, loss or cross_entropy, collate_fn, **keep_rgb(options))
+        super().__init__(None, dataset, loss or cross_entropy, collate_fn, **without_normalization(options))
         if not 2 <= ab_step <= 100 or not 0 < l_step <= 50 or resolution < 1:
             raise ValueError(
                 f"ab_step={ab_step}, l_step={l_step}, resolution={resolution} give no bins or no map; pass ab_step from 2 to "
@@ -90,7 +97,7 @@ class SplitBrainNetSupervisor(Supervisor):
                 map_head(backbone.lightness, (1, *sides), (len(self.bins.ab), *size)),
                 map_head(backbone.colour, (2, *sides), (len(self.bins.lightness), *size)),
             )
-        self.model = HalvesNet(backbone, predictor)  # F1 and F2
+        self.model = HalvesNet(backbone, predictor, maps=True)  # F1 and F2
         self._chance: float | None = None
 
     @property
@@ -205,16 +212,11 @@ def rare_first(share: Tensor) -> Tensor:
 
 
 def map_head(half: nn.Module, shape: tuple[int, int, int], target: tuple[int, int, int]) -> nn.Module:
-    """A head from what a half gives for images of ``shape`` to logits of the shape ``target``; from maps where it has some."""
-    width = feature_width(half, shape)
-    reference = next(half.parameters(), torch.zeros(()))
-    with torch.no_grad(), evaluation_mode(half):
-        images = torch.zeros(2, *shape, device=reference.device, dtype=reference.dtype)
-        output = half.map(images) if hasattr(half, "map") else half(images)
-    if output.ndim != 4:
-        return nn.Sequential(Pool(), Decoder(width, target))
-    head = Upsampling(output.shape[1], target, width=128, start=tuple(output.shape[2:]))
-    return nn.Sequential(nn.Unflatten(1, output.shape[1:]), head) if hasattr(half, "map") else head
+    """A head from the feature maps of a half, for its inputs of ``shape``, to logits of the shape ``target``."""
+    width, *size = map_shape(half, shape)
+    if size == [1, 1]:
+        return nn.Sequential(nn.Flatten(), Decoder(width, target))
+    return Upsampling(width, target, width=128, start=tuple(size))
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:

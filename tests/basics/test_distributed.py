@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import superself
-
 from superself.basics.distributed import gather, mean, rank, world_size
 
 TWO_PROCESSES = """
