@@ -41,7 +41,7 @@ from superself.algorithms import ALGORITHMS
 from superself.data import Images, Preprocessing, open_images, photos
 from superself.data.sources import TensorSource
 from superself.evaluation import features, knn_accuracy, linear_accuracy
-from superself.networks import build_backbone
+from superself.networks import build_backbone, describe
 from superself.training import warmup_cosine
 
 HEAD = (
@@ -123,7 +123,7 @@ class Race:
 
     def compared(self, backbone: nn.Module) -> tuple[dict[str, float], dict[str, float]]:
         """What ``compare`` finds for the random and the trained network; the random one is measured once in a process."""
-        key = (getattr(backbone, "description", self.algorithm), self.seed)
+        key = (describe(backbone), self.seed)
         if key in BASELINES:
             return BASELINES[key], self.accuracies(backbone)
         found = compare(backbone, self.known, self.asked, seed=self.seed, print=False).rows

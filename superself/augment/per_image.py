@@ -12,7 +12,6 @@ from torch import Tensor
 
 from superself.data.batch import Batch, stack_targets
 
-from superself.data import Batch, Item
 
 
 class PerImage:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from superself.data import Images, Preprocessing
 from superself.evaluation.extraction import Features, features, open_labelled
 from superself.evaluation.knn import knn_accuracy
 from superself.evaluation.linear import choose_regularisation, linear_accuracy
+from superself.networks import fresh_copy
 from superself.networks.modes import device_of, evaluation_mode
 
 
@@ -67,8 +67,12 @@ def compare(
     preprocessing = preprocessing or Preprocessing.of(train)
     origin = "as given"
     if random is None:
-        origin = f"the same network with fresh weights, seed {seed}"
-        random = _drawn_anew(backbone, seed)
+        origin = f"the same network, freshly initialised with seed {seed}"
+        with preserve_random_state(seed):
+            try:
+                random = fresh_copy(backbone)
+            except ValueError as error:
+                raise ValueError(f"{error} Or pass a randomly initialised backbone as random=.") from error
         if _measure_batch_norms(random, train, preprocessing):
             origin += ", batch norm statistics measured on training images"
 
@@ -126,27 +130,6 @@ def _renumbered(labels: Tensor, classes: list[str] | None, known_classes: list[s
     if unknown:
         raise ValueError(f"test has the classes {unknown}, which train does not have; give both the same class names.")
     return torch.tensor([known_classes.index(name) for name in classes])[labels]
-
-
-def _drawn_anew(backbone: nn.Module, seed: int) -> nn.Module:
-    """The same network with fresh random weights, on the same device."""
-    with preserve_random_state(seed):
-        if hasattr(backbone, "rebuild"):
-            return backbone.rebuild().to(device_of(backbone))
-        network = copy.deepcopy(backbone).cpu()  # drawn there, so that a seed means the same on every device
-        kept = []
-        for name, module in network.named_modules():
-            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-            if reset is not None:
-                reset()
-            else:
-                kept += [f"{name}.{parameter}".strip(".") for parameter, _ in module.named_parameters(recurse=False)]
-    if kept:
-        raise ValueError(
-            f"the parameters {', '.join(kept)} cannot be drawn anew, because their modules have no reset_parameters(); "
-            "pass a random-initialised backbone as random=."
-        )
-    return network.to(device_of(backbone))
 
 
 def _measure_batch_norms(network: nn.Module, images: Images, preprocessing: Preprocessing) -> bool:

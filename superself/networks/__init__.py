@@ -1,12 +1,23 @@
-"""Networks: backbones, the heads behind them, and CombinedNet, which joins the two."""
+"""Networks: backbones and what they provide, heads and decoders, CombinedNet, and state such as queues and averages."""
 
 from __future__ import annotations
 
-from superself.networks.backbones import build_backbone
-from superself.networks.combined import CombinedNet, compilable_networks, feature_width, pool_features, tile_width
+from superself.networks.backbones import BackboneSpec, build_backbone
+from superself.networks.combined import CombinedNet, MapNet, compilable_networks
 from superself.networks.decoders import Decoder, Upsampling
 from superself.networks.efficient import EfficientFeatures
-from superself.networks.halves import HalvesNet, LabHalves, PerHalf, Pool, build_halves, keep_rgb
+from superself.networks.features import (
+    describe,
+    feature_maps,
+    feature_tokens,
+    feature_width,
+    fresh_copy,
+    map_shape,
+    pool_features,
+    pooled_features,
+    tile_width,
+)
+from superself.networks.halves import HalvesNet, LabHalves, PerHalf, build_halves, without_normalization
 from superself.networks.heads import MLP, MultiHead
 from superself.networks.memory import FeatureQueue, MemoryBank
 from superself.networks.momentum import MomentumEncoder
@@ -14,6 +25,7 @@ from superself.networks.norms import BatchRenorm1d, LayerNorm2d, StandardizedLin
 
 __all__ = [
     "MLP",
+    "BackboneSpec",
     "BatchRenorm1d",
     "CombinedNet",
     "Decoder",
@@ -22,19 +34,25 @@ __all__ = [
     "HalvesNet",
     "LabHalves",
     "LayerNorm2d",
+    "MapNet",
     "MemoryBank",
     "MomentumEncoder",
     "MultiHead",
     "PerHalf",
-    "Pool",
     "StandardizedLinear",
     "Upsampling",
     "build_backbone",
     "build_halves",
     "compilable_networks",
+    "describe",
+    "feature_maps",
+    "feature_tokens",
     "feature_width",
-    "keep_rgb",
+    "fresh_copy",
+    "map_shape",
     "pool_features",
+    "pooled_features",
     "tile_width",
     "use_layer_norm",
+    "without_normalization",
 ]

@@ -1,51 +1,89 @@
-"""build_backbone: from None, a name or a module to a backbone that fits the images."""
+"""build_backbone: a backbone that fits the images, from None, a name or a module."""
 
 from __future__ import annotations
 
-import functools
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 import torchvision
 from torch import nn
 
-from superself.networks.combined import feature_width
+from superself.basics.validate import require_choice
 from superself.networks.efficient import EfficientFeatures
+from superself.networks.features import feature_width
+from superself.networks.norms import use_layer_norm
 
 SMALL_SIDE = 64  # pixels; images with a side up to this get a stem that does not shrink them
 
 
-def build_backbone(backbone: str | nn.Module | None = None, shape: tuple[int, int, int] = (3, 225, 225)) -> nn.Module:
-    """Gives a backbone for images of the given shape; a named one has random weights.
+@dataclass(frozen=True)
+class BackboneSpec:
+    """How ``build_backbone`` made a network; stored as its attribute ``spec``. ``str(spec)`` describes it in words.
 
-    The first convolution takes C channels, and the classifier is removed. Where a side has 64 pixels or fewer, the
-    first convolution is 3 x 3 with stride 1 and no pooling follows; only networks that are built for one image size
-    (vision transformers) keep theirs. Running averages of batch norm move by 0.1 a step or more. ``description`` says in
-    words what was chosen, ``rebuild()`` gives a fresh random one. A module is returned as it is, without either.
+    Args:
+        name: None for EfficientFeatures, a torchvision name, or "timm:NAME".
+        shape: (C, H, W) of the images it was built for.
+        norm: "batch", or "layer" where layer norm has replaced batch norm.
+        small_stem: whether the first convolution was replaced by a 3 x 3 one for small images.
+        width: D of its pooled features.
+    """
+
+    name: str | None
+    shape: tuple[int, int, int]
+    norm: str
+    small_stem: bool
+    width: int
+
+    def build(self) -> nn.Module:
+        """A network like the first one, with fresh random weights."""
+        return build_backbone(self.name, self.shape, self.norm)
+
+    def __str__(self) -> str:
+        name = self.name or "efficientnet-b0"
+        library = "timm" if name.startswith("timm:") else "torchvision" if self.name else "efficientnet-pytorch"
+        channels, height, width = self.shape
+        parts = [
+            f"{name.removeprefix('timm:')} ({library})",
+            f"{channels} channel{'s' if channels > 1 else ''}",
+            f"3 x 3 stem for images of {height} x {width}" if self.small_stem else "",
+            f"{self.width} features",
+            "layer norm" if self.norm == "layer" else "",
+        ]
+        return ", ".join(filter(None, parts))
+
+
+def build_backbone(
+    backbone: str | nn.Module | None = None, shape: tuple[int, int, int] = (3, 225, 225), norm: str = "batch"
+) -> nn.Module:
+    """Builds a backbone for images of the given shape, with random weights; a module is returned unchanged.
+
+    The first convolution takes C channels, and the classifier is removed. If a side of the images has at most 64 pixels, the
+    first convolution becomes 3 x 3 with stride 1 and no pooling follows; only networks that are built for one image size
+    (vision transformers) keep theirs. Running averages of batch norm move by 0.1 a step or more. ``describe(backbone)`` says
+    what was chosen, ``fresh_copy(backbone)`` gives the same network with other random weights.
 
     Args:
         backbone: None for EfficientFeatures; a torchvision name such as "resnet18"; a timm name such as
             "timm:vit_small_patch16_224"; or a module.
         shape: (C, H, W) of the images.
+        norm: "batch" keeps the norm layers; "layer" replaces each 2d batch norm by a layer norm, in a module in place.
 
     Raises:
         TypeError: if ``backbone`` is something else.
-        ValueError: if the name is unknown or the network cannot take such images.
+        ValueError: if a name is unknown or the network cannot take such images.
         ImportError: if a timm name is given and timm is not installed.
     """
+    require_choice("norm", norm, ("batch", "layer"))
     if isinstance(backbone, nn.Module):
-        return backbone
+        return use_layer_norm(backbone) if norm == "layer" else backbone
     channels, height, width = shape
     if backbone is None:
-        source = "efficientnet-b0 (efficientnet-pytorch)"
         network, any_size = EfficientFeatures(channels), True
     elif not isinstance(backbone, str):
-        raise TypeError(f"backbone={backbone!r} is no backbone; pass None, a name or an instance of nn.Module.")
+        raise TypeError(f"backbone={backbone!r} is not a backbone; pass None, a name or an instance of nn.Module.")
     elif backbone.startswith("timm:"):
-        name = backbone.removeprefix("timm:")
-        source = f"{name} (timm)"
-        network, any_size = _from_timm(name, shape)
+        network, any_size = _from_timm(backbone.removeprefix("timm:"), shape)
     else:
-        source = f"{backbone} (torchvision)"
         network, any_size = _from_torchvision(backbone, shape)
 
     small = any_size and min(height, width) <= SMALL_SIDE
@@ -53,15 +91,14 @@ def build_backbone(backbone: str | nn.Module | None = None, shape: tuple[int, in
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):  # some move by 0.01 a step, which leaves short runs with wrong averages
             module.momentum = max(module.momentum, 0.1)
-    stem = f"3 x 3 stem for images of {height} x {width}, " if small else ""
-    plural = "s" if channels > 1 else ""
-    network.description = f"{source}, {channels} channel{plural}, {stem}{feature_width(network, shape)} features"
-    network.rebuild = functools.partial(build_backbone, backbone, shape)
+    if norm == "layer":
+        use_layer_norm(network)
+    network.spec = BackboneSpec(backbone, tuple(shape), norm, small, feature_width(network, shape))
     return network
 
 
 def _from_torchvision(name: str, shape: tuple[int, int, int]) -> tuple[nn.Module, bool]:
-    """Gives the network without its classifier, and whether it takes images of any size."""
+    """Gives the network without its classifier, and whether it accepts images of any size."""
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         raise ValueError(_unknown_name(name, names, "a name of torchvision.models.list_models(), 'timm:NAME'"))
@@ -83,14 +120,14 @@ def _vit_side(name: str, height: int, width: int) -> int:
     patch = int(name.rsplit("_", 1)[1])  # "vit_b_16" -> 16
     if height != width or height % patch:
         raise ValueError(
-            f"{name} takes square images with a side that {patch} divides, not {height} x {width}; "
+            f"{name} takes square images whose side is a multiple of {patch}, not {height} x {width}; "
             f"pass image_size={max(height // patch, 1) * patch} or another backbone."
         )
     return height
 
 
 def _from_timm(name: str, shape: tuple[int, int, int]) -> tuple[nn.Module, bool]:
-    """Gives the network without its classifier, and whether it takes images of any size."""
+    """Gives the network without its classifier, and whether it accepts images of any size."""
     try:
         import timm
     except ImportError as error:
@@ -110,7 +147,7 @@ def _unknown_name(name: str, names: list[str], needed: str) -> str:
 
 
 def _adapt_stem(network: nn.Module, channels: int, small: bool) -> None:
-    """Makes the first convolution take the channels and, for small images, 3 x 3 with stride 1 and no pooling."""
+    """Adapts the first convolution to the channels and, for small images, makes it 3 x 3 with stride 1 and no pooling."""
     name, conv = next((name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
     if conv.in_channels == channels and not small:
         return

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from superself import ContrastiveMultiviewCodingSupervisor
-from superself.networks import LabHalves, PerHalf, Pool, pool_features
+from superself.networks import LabHalves, PerHalf
 
 from cases import TinyBackbone, tiny_images
 
@@ -170,7 +170,7 @@ def test_features_of_both_halves_or_of_the_lightness_alone():
     images = tiny_images() / 255
     both, only = cmc().eval(), cmc(features="L").eval()
     assert both.get_backbone()(images).shape == (16, 32)
-    assert torch.equal(only.get_backbone()(images), pool_features(only.model.backbone.halves(images)[0]))
+    assert torch.equal(only.get_backbone()(images), only.model.backbone.features(images)[0])
     only.train().supervise(epochs=1, batch_size=8, name="run", progress=False)
     assert all(p.grad is not None for p in only.model.backbone.colour.parameters())
     backbone = LabHalves(TinyBackbone(1), TinyBackbone(2))
@@ -251,6 +251,6 @@ def test_arguments_out_of_range_are_refused(arguments, message):
 
 
 def test_projector_of_ones_own_decides_the_width_of_the_banks():
-    heads = (nn.Sequential(Pool(), nn.Linear(16, 24)) for _ in range(2))
+    heads = (nn.Linear(16, 24) for _ in range(2))
     supervisor = cmc(projector=PerHalf(*heads))
     assert supervisor.l_bank.features.shape == supervisor.ab_bank.features.shape == (16, 24)

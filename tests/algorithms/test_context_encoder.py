@@ -7,8 +7,9 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from superself.algorithms.context_encoder import ChannelwiseLinear, ContextNetSupervisor, MapNet
+from superself.algorithms.context_encoder import ChannelwiseLinear, ContextNetSupervisor
 from superself.augment import Lambda
+from superself.networks import feature_maps
 
 from cases import TinyBackbone, tiny_images
 
@@ -206,24 +207,22 @@ class Gives(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "features"),
-    [(Gives(6), (6, 1)), (Gives(6, 5, 3), (6, 49)), (Gives(10, 6), (6, 10)), (None, (64, 49))],
-    ids=["vector", "map", "tokens", "default"],
+    ("backbone", "maps", "places"),
+    [
+        (Gives(6), (6, 1, 1), 1),
+        (Gives(6, 5, 3), (6, 5, 3), 15),
+        (Gives(6, 9, 8), (6, 9, 8), 49),
+        (Gives(10, 6), (6, 3, 3), 9),  # nine tokens and a class token
+        (None, (64, 7, 7), 49),
+    ],
+    ids=["vector", "map", "large map", "tokens", "default"],
 )
-def test_predictor_takes_what_any_backbone_gives_place_by_place(backbone, features):
-    supervisor = context(backbone=backbone)
-    given = MapNet(supervisor.model.backbone, nn.Identity())(torch.zeros(2, 3, 16, 16))
-    assert given.shape == (2, *features)
-    assert supervisor.model(torch.zeros(2, 3, 16, 16)).shape == (2, 3, 16, 16)
-    assert supervisor.model.predictor[0].weight.shape == (features[0], features[1], 49)
-
-
-def test_places_of_a_map_and_of_tokens_stay_apart():
-    tokens = MapNet(Gives(10, 6), nn.Identity())
-    given = tokens(torch.ones(1, 3, 4, 4))
-    assert torch.equal(given[0], tokens.backbone.weight.T)
-    maps = MapNet(Gives(6, 7, 7), nn.Identity())
-    assert torch.equal(maps(torch.ones(1, 3, 4, 4))[0], maps.backbone.weight.flatten(1))
+def test_predictor_takes_the_maps_of_any_backbone_pooled_to_at_most_49_places(backbone, maps, places):
+    supervisor, images = context(backbone=backbone), torch.zeros(2, 3, 16, 16)
+    assert feature_maps(supervisor.model.backbone, images).shape == (2, *maps)
+    assert supervisor.model(images).shape == (2, 3, 16, 16)
+    layer = next(module for module in supervisor.model.modules() if isinstance(module, ChannelwiseLinear))
+    assert layer.weight.shape == (maps[0], places, 49)
 
 
 def test_predicting_the_mean_is_chance():

@@ -9,7 +9,7 @@ from torch.nn.functional import conv2d, pad
 from superself import ContrastivePredictiveCodingSupervisor
 from superself.algorithms.cpc import ContextBlock, MaskedContext, default_changes
 from superself.augment import recipe
-from superself.networks import LayerNorm2d
+from superself.networks import LayerNorm2d, describe, fresh_copy
 
 from cases import TinyBackbone, tiny_images
 
@@ -185,8 +185,8 @@ def test_batch_norm_of_any_backbone_becomes_layer_norm_unless_told_otherwise():
     kept = cpc(backbone=TinyBackbone(), layer_norm=False).model.backbone
     assert isinstance(kept.layers[1], nn.BatchNorm2d)
     named = cpc(backbone="resnet18").model.backbone
-    assert not [m for m in [*named.modules(), *named.rebuild().modules()] if isinstance(m, nn.BatchNorm2d)]
-    assert named.description.endswith("layer norm") and named.rebuild().description == named.description
+    assert not [m for m in [*named.modules(), *fresh_copy(named).modules()] if isinstance(m, nn.BatchNorm2d)]
+    assert describe(named).endswith("layer norm") and describe(fresh_copy(named)) == describe(named)
 
 
 @pytest.mark.parametrize(
@@ -244,4 +244,4 @@ def test_grids_without_a_target_are_refused(arguments, message):
 def test_the_backbone_is_built_for_images_and_sees_patches():
     """With the stem for small images the 49 patches of an image of 96 pixels would cost sixteen times as much."""
     supervisor = ContrastivePredictiveCodingSupervisor(tiny_images(4, size=(96, 96)), backbone="squeezenet1_1")
-    assert supervisor.grid == (7, 7) and "3 x 3 stem" not in supervisor.get_backbone().description
+    assert supervisor.grid == (7, 7) and "3 x 3 stem" not in describe(supervisor.get_backbone())

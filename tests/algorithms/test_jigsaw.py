@@ -6,6 +6,7 @@ from torch import nn
 
 from superself import JigsawNetSupervisor
 from superself.algorithms.jigsaw import assemble, move_channels
+from superself.networks import describe
 
 from cases import TinyBackbone, tiny_images
 
@@ -189,6 +190,6 @@ def test_what_makes_no_puzzle_is_refused(arguments, message):
 def test_the_backbone_is_built_for_images_and_sees_tiles():
     """Features are taken of images: one of 96 pixels is no small image, though its tiles of 40 would be."""
     supervisor = JigsawNetSupervisor(tiny_images(4, size=(96, 96)), backbone="squeezenet1_1")
-    assert supervisor.tile == 40 and "3 x 3 stem" not in supervisor.get_backbone().description
+    assert supervisor.tile == 40 and "3 x 3 stem" not in describe(supervisor.get_backbone())
     small = JigsawNetSupervisor(tiny_images(4, size=(64, 64)), backbone="squeezenet1_1")
-    assert "3 x 3 stem for images of 64 x 64" in small.get_backbone().description
+    assert "3 x 3 stem for images of 64 x 64" in describe(small.get_backbone())

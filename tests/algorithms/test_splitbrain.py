@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from superself import SplitBrainNetSupervisor
 from superself.algorithms.splitbrain import ANNEALING, LabBins, ab_grid, lab_to_rgb, rare_first
-from superself.networks import Decoder, EfficientFeatures, LabHalves, PerHalf, Upsampling
+from superself.networks import Decoder, LabHalves, PerHalf, Upsampling
 
 from cases import TinyBackbone, tiny_images
 from tensors import seeded
@@ -154,11 +154,12 @@ def test_logits_are_linear():
 
 def test_heads_start_from_maps_where_the_backbone_has_some():
     assert all(type(head) is Upsampling for head in split_brain().model.predictor.children())
-    default = SplitBrainNetSupervisor(tiny_images(2, size=(32, 32))).model
-    assert type(default.backbone.lightness) is EfficientFeatures
-    assert default.predictor.lightness[0].unflattened_size == (64, 7, 7)
-    vectors = SplitBrainNetSupervisor(tiny_images(2, size=(32, 32)), backbone="mobilenet_v3_small").model
-    assert type(vectors.predictor.lightness[1]) is Decoder
+    for name, channels in ((None, 64), ("mobilenet_v3_small", 1024)):
+        model = SplitBrainNetSupervisor(tiny_images(2, size=(32, 32)), backbone=name).model
+        assert model.predictor.lightness.stages[0][0].in_channels == channels
+    pair = (nn.Sequential(nn.Flatten(), nn.Linear(channels * 16 * 16, 6)) for channels in (1, 2))
+    vectors = SplitBrainNetSupervisor(tiny_images(2), backbone=tuple(pair)).model
+    assert type(vectors.predictor.lightness[1]) is Decoder and type(vectors.predictor.colour[1]) is Decoder
 
 
 def test_rare_colours_weigh_more():

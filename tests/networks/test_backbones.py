@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from superself.networks import EfficientFeatures, build_backbone, feature_width
+from superself.networks import EfficientFeatures, LayerNorm2d, build_backbone, describe, feature_width, fresh_copy
 
 
 def first_conv(network):
     return next(module for module in network.modules() if isinstance(module, nn.Conv2d))
 
 
-def test_default_is_efficient_features_and_reads_so():
+def test_default_is_efficient_features_and_is_described_so():
     backbone = build_backbone()
     assert isinstance(backbone, EfficientFeatures)
-    assert backbone.description == "efficientnet-b0 (efficientnet-pytorch), 3 channels, 3136 features"
+    assert describe(backbone) == "efficientnet-b0 (efficientnet-pytorch), 3 channels, 3136 features"
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_default_is_efficient_features_and_reads_so():
 )
 def test_torchvision_names_give_features_that_reach_every_parameter(name, width):
     backbone = build_backbone(name, (4, 32, 48))
-    assert backbone.description == (
+    assert describe(backbone) == (
         f"{name} (torchvision), 4 channels, 3 x 3 stem for images of 32 x 48, {width} features"
     )
     features = backbone.train()(torch.randn(2, 4, 32, 48))
@@ -63,24 +63,24 @@ def test_small_images_get_a_stem_that_keeps_their_size():
 def test_large_images_keep_the_stem_and_its_pooling():
     backbone = build_backbone("resnet18", (3, 65, 65))
     assert isinstance(backbone.maxpool, nn.MaxPool2d)
-    assert backbone.description == "resnet18 (torchvision), 3 channels, 512 features"
+    assert describe(backbone) == "resnet18 (torchvision), 3 channels, 512 features"
 
 
 def test_default_backbone_gets_the_small_stem_too():
     backbone = build_backbone(None, (1, 32, 32))
-    assert "1 channel, 3 x 3 stem for images of 32 x 32, 3136" in backbone.description
+    assert "1 channel, 3 x 3 stem for images of 32 x 32, 3136" in describe(backbone)
     assert first_conv(backbone).stride == (1, 1)
 
 
 def test_vision_transformer_is_built_for_the_image_size_and_keeps_its_patches():
     backbone = build_backbone("vit_b_16", (1, 32, 32))
-    assert backbone.description == "vit_b_16 (torchvision), 1 channel, 768 features"
+    assert describe(backbone) == "vit_b_16 (torchvision), 1 channel, 768 features"
     assert backbone.conv_proj.kernel_size == (16, 16)
 
 
 @pytest.mark.parametrize("shape", [(3, 225, 225), (3, 224, 112)])
 def test_vision_transformer_refuses_sizes_that_its_patches_do_not_tile(shape):
-    with pytest.raises(ValueError, match="square images with a side that 16 divides, not .*; pass image_size=224"):
+    with pytest.raises(ValueError, match="square images whose side is a multiple of 16, not .*; pass image_size=224"):
         build_backbone("vit_b_16", shape)
 
 
@@ -98,8 +98,8 @@ def test_a_feature_in_train_mode_has_no_dropout_left():
 def test_timm_names_give_features_that_reach_every_parameter(name):
     pytest.importorskip("timm")
     backbone = build_backbone(f"timm:{name}", (2, 48, 32))
-    assert backbone.description.startswith(f"{name} (timm), 2 channels")
-    assert ("3 x 3 stem" in backbone.description) == (not name.startswith("vit"))
+    assert describe(backbone).startswith(f"{name} (timm), 2 channels")
+    assert ("3 x 3 stem" in describe(backbone)) == (not name.startswith("vit"))
     features = backbone(torch.randn(2, 2, 48, 32))
     assert features.shape == (2, feature_width(backbone, (2, 48, 32)))
     features.square().sum().backward()
@@ -127,7 +127,7 @@ def test_what_is_neither_name_nor_module_is_refused():
         build_backbone(nn.Identity)
 
 
-def test_a_module_comes_back_as_it_is():
+def test_a_module_is_returned_unchanged():
     module = nn.Conv2d(3, 4, 3)
     attributes = set(vars(module))
     assert build_backbone(module, (1, 32, 32)) is module
@@ -135,13 +135,26 @@ def test_a_module_comes_back_as_it_is():
 
 
 @pytest.mark.parametrize("name", [None, "resnet18"])
-def test_rebuild_gives_a_fresh_random_one_also_from_a_copy(name):
+def test_a_copy_or_a_pickle_knows_how_it_was_built(name):
     backbone = build_backbone(name, (2, 32, 32))
     for copied in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
-        fresh = copied.rebuild()
-        assert fresh.description == backbone.description
+        assert describe(copied) == describe(backbone)
+        fresh = fresh_copy(copied)
+        assert describe(fresh) == describe(backbone)
         assert not torch.equal(first_conv(fresh).weight, first_conv(backbone).weight)
         fresh.load_state_dict(backbone.state_dict())
+
+
+def test_layer_norm_replaces_batch_norm_in_names_and_in_modules_in_place():
+    named = build_backbone("resnet18", (3, 32, 32), norm="layer")
+    assert describe(named).endswith("512 features, layer norm")
+    for network in (named, named.spec.build()):
+        kinds = {type(module) for module in network.modules()}
+        assert LayerNorm2d in kinds and nn.BatchNorm2d not in kinds
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    assert build_backbone(module, norm="layer") is module and isinstance(module[1], LayerNorm2d)
+    with pytest.raises(ValueError, match="norm='group' is unknown; pass 'batch' or 'layer'"):
+        build_backbone(None, (3, 32, 32), norm="group")
 
 
 def test_same_seed_gives_the_same_weights():

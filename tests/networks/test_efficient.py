@@ -18,14 +18,14 @@ def test_any_image_size_and_any_number_of_channels_give_3136_features(shape):
     with torch.no_grad():
         images = torch.randn(1, *shape)
         assert backbone(images).shape == (1, 3136)
-        assert backbone.map(images).shape == (1, 64, 7, 7)
+        assert backbone.feature_maps(images).shape == (1, 64, 7, 7)
 
 
 def test_features_are_the_flattened_map():
     backbone = EfficientFeatures().eval()
     images = torch.randn(2, 3, 40, 40)
     with torch.no_grad():
-        torch.testing.assert_close(backbone(images), backbone.map(images).reshape(2, -1))
+        torch.testing.assert_close(backbone(images), backbone.feature_maps(images).reshape(2, -1))
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
