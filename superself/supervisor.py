@@ -30,7 +30,7 @@ from superself.training import (
     make_optimizer,
     parameter_groups,
 )
-from superself.training.hyper_parameters import declared
+from superself.training.hyper_parameters import declared, default_of
 
 
 class Options(TypedDict, total=False):
@@ -296,7 +296,8 @@ class Supervisor(nn.Module, metaclass=BuildAfterInit):
 
     def _build_views(self) -> None:
         """Makes what depends on the size of the current images and has no weights: the augmentation, grids, tiles."""
-        self.augmentation = recipe(self.augment, self.view_shape[1:], views=self.n_views, default=self.default_augment)
+        default = default_of(type(self), "augment") or "plain"
+        self.augmentation = recipe(self.augment, self.view_shape[1:], views=self.n_views, default=default)
 
     def _before_epoch(self, epoch: int) -> None:
         """Before each epoch: may look at all images, change buffers, reset a head, or change ``self.run.sampler``."""

@@ -1,6 +1,7 @@
 import functools
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -182,7 +183,7 @@ def test_a_schedule_that_moves_momenta_too_finds_them():
 
 def test_both_losses_are_reported():
     supervisor = game().supervise(epochs=1, batch_size=8, name="run", progress=False)
-    assert "discriminator_loss" in open("run.csv").readline() and supervisor.step == 2
+    assert "discriminator_loss" in Path("run.csv").read_text() and supervisor.step == 2
 
 
 def test_without_a_discriminator_it_is_a_supervisor():

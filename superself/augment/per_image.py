@@ -13,7 +13,6 @@ from torch import Tensor
 from superself.data.batch import Batch, stack_targets
 
 
-
 class PerImage:
     """A ``collate_fn`` that transforms each image separately and then stacks the batch.
 
