@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class JointEmbedding(Supervisor):
     """
 
     n_views = 2
+    named_projectors: ClassVar[tuple[str, ...]] = ()  # what may be passed as projector= besides a module
 
     def __init__(
         self,
@@ -49,7 +50,7 @@ class JointEmbedding(Supervisor):
         self.loss = self.given.loss or self._default_loss()
         backbone = build_backbone(self.given.backbone, self.network_shape)
         projector = self.given.projector
-        if not isinstance(projector, nn.Module):
+        if projector is None or projector in self.named_projectors:
             projector = self._default_projector(feature_width(backbone, self.network_shape))
         self.model = CombinedNet(backbone, projector)
         self.embedding_width = feature_width(self.model, self.network_shape)  # E
