@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from superself.augment import recipe
 from superself.basics.random import preserve_random_state
 from superself.data import BatchLoader, SequentialBatches
 from superself.networks import MLP, CombinedNet, build_backbone, feature_width
@@ -73,8 +74,9 @@ class JointEmbedding(Supervisor):
         count = len(self.images)
         size = math.ceil(count / math.ceil(count / LARGEST_BATCH))  # equal parts, so that no batch has a single image
         found = torch.zeros(count, self.embedding_width, device=self.device)
+        plain = recipe(None, self.view_shape[1:])  # images may be stored larger than the views
         with preserve_random_state(), evaluation_mode(self.model), batch_statistics(self.model), self.run.autocast():
             for data in BatchLoader(self.images, SequentialBatches(count, size)):
                 data = data.to(self.device)
-                found[data.index] = self.embed(self.preprocessing(data.images)).float()
+                found[data.index] = self.embed(self.preprocessing(plain(data.images))).float()
         return found
