@@ -20,7 +20,7 @@ pytestmark = pytest.mark.parametrize("case", CASES, ids=[case.algorithm.__name__
 
 
 def one_batch(supervisor):
-    return supervisor.images.load().batch(torch.arange(8))[:2]
+    return supervisor._to_device(supervisor.images.load().batch(torch.arange(8)))
 
 
 def fixed_loss(supervisor):

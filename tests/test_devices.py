@@ -76,7 +76,8 @@ def test_a_backbone_may_be_on_the_accelerator_before(case, monkeypatch):
         supervisor = case.make(tiny_images(size=(80, 96)), backbone=backbone)
         assert supervisor.device.type == DEVICE
         supervisor.to(supervisor.device)  # as supervise() does
-        images, places = supervisor.images.load().batch(torch.arange(8))[:2]
+        batch = supervisor.images.load().batch(torch.arange(8))
+        images, places = batch.images, batch.index
         assert supervisor._forward((images.to(DEVICE), places.to(DEVICE))).device.type == DEVICE
 
 
