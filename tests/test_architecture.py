@@ -25,6 +25,8 @@ LAYERS = (
     {"data"},
     {"augment"},
     {"evaluation"},
+    {"state"},
+    {"buildable"},
     {"supervisor"},
     {"joint_embedding", "adversarial", "labels"},
     {"algorithms"},

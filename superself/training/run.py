@@ -37,6 +37,7 @@ class Run:
         self.supervisor, self.settings, self.name = supervisor, settings, str(settings.name)
         self.module: nn.Module = supervisor  # what the loop calls; a wrapper for several processes goes around it
         self.step = self.epoch = self.steps_per_epoch = self.total_steps = 0
+        self.epoch_began = 0  # the step at which this epoch began
         self.metrics, self.signals = Metrics(), FinishStepOnSignal()
         self.trackers: list[Tracker] = []
         self.saved_step: int | None = None  # of the file that this run wrote last
@@ -168,7 +169,7 @@ class Run:
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The rest of this epoch's batches, on the device of the networks; measures the time spent waiting for them."""
-        done = self.step - self.epoch * self.steps_per_epoch
+        done = self.step - self.epoch_began
         if hasattr(self.sampler, "set_epoch"):
             try:
                 self.sampler.set_epoch(self.epoch, start=done)
@@ -220,6 +221,7 @@ class Run:
         row = self.summary()
         self._require_finite(row["loss"])
         self.epoch += 1
+        self.epoch_began = self.step
         self.resumed_within_epoch = False
         for tracker in self.trackers:
             row.update(tracker.measure(row))
@@ -240,7 +242,7 @@ class Run:
         left = (self.total_steps - self.step) * seconds / max(self._steps_timed, 1)
         return {
             "epoch": self.epoch + 1,
-            "step": self.step - self.epoch * self.steps_per_epoch,
+            "step": self.step - self.epoch_began,
             "loss": means.pop("loss", float("nan")),
             "chance_loss": self.chance_loss,
             **means,
@@ -279,6 +281,7 @@ class Run:
             **self.supervisor._state(),
             "step": self.step,
             "epoch": self.epoch,
+            "epoch_began": self.epoch_began,
             "settings": {**self.settings.describe(), "precision": self.precision},
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
@@ -304,8 +307,8 @@ class Run:
                 f"The run {self.name!r} cannot be resumed with other settings ({'; '.join(found)}); pass what was passed then, "
                 "or pretrained=True to start a new run from its weights."
             )
-        self.step, self.epoch = stored["step"], stored["epoch"]
-        self.resumed_within_epoch = self.step > self.epoch * self.steps_per_epoch
+        self.step, self.epoch, self.epoch_began = stored["step"], stored["epoch"], stored["epoch_began"]
+        self.resumed_within_epoch = self.step > self.epoch_began
         self.optimizer.load_state_dict(stored["optimizer"])
         self.lr_scheduler.load_state_dict(stored["lr_scheduler"])
         if stored["sampler"]:
