@@ -202,7 +202,7 @@ def test_time_is_estimated_before_the_first_step(capsys):
             printed.append(capsys.readouterr().out)
 
     Looks(tiny_images(20), backbone=TinyBackbone()).supervise(epochs=1, batch_size=8, name="run")
-    assert "1 epochs of 3 steps, stored as run.pt; about 1 s" in printed[0]
+    assert "1 epochs of 3 steps, stored as run.pt; about " in printed[0]
 
 
 def test_record_names_every_argument_and_version():
@@ -731,8 +731,8 @@ def test_a_group_of_parameters_may_have_its_own_learning_rate():
 
     supervisor = Slow(tiny_images(16), backbone=TinyBackbone())
     supervisor.supervise(lr=0.1, epochs=1, batch_size=8, name="run", progress=False)
-    rates = {group["lr"] for group in supervisor.run.optimizer.param_groups}
-    assert rates == {0.1, pytest.approx(0.01)}
+    rates = sorted(group["lr"] for group in supervisor.run.optimizer.param_groups)
+    assert rates == pytest.approx([0.01, 0.1])
 
 
 @pytest.mark.parametrize("how", ["frozen", "detached"])

@@ -74,7 +74,7 @@ class Images(Dataset):
         self._set_shape_and_dtype(headers, image_size)
         self._data: Tensor | None = None  # (N, C, H, W) when in memory
         self._on_device: Tensor | None = None  # a copy of it on an accelerator
-        self._read_or_replaceed: Tensor | None = None  # (N,) place delivered for each place, if some are broken
+        self._delivered_places: Tensor | None = None  # (N,) place delivered for each place, if some are broken
         if isinstance(source, TensorSource):
             self._data = source.data
             if source.data.shape[2:] != self.shape[1:]:
@@ -177,8 +177,8 @@ class Images(Dataset):
         delivered = range(len(self))
         if broken:
             good = torch.tensor([place for place in range(len(self)) if place not in broken])
-            self._read_or_replaceed = good[torch.searchsorted(good, torch.arange(len(self))) % len(good)]
-            delivered = self._read_or_replaceed.tolist()
+            self._delivered_places = good[torch.searchsorted(good, torch.arange(len(self))) % len(good)]
+            delivered = self._delivered_places.tolist()
         if self.targets is None:
             self.targets = _stack_or_list([found[place].target for place in delivered])
             if self.labels is not None:
@@ -189,7 +189,7 @@ class Images(Dataset):
 
     def _places_delivered(self, places: Sequence[int] | Tensor) -> Tensor:
         places = torch.as_tensor(places)
-        return places if self._read_or_replaceed is None else self._read_or_replaceed[places]
+        return places if self._delivered_places is None else self._delivered_places[places]
 
     def copy_to(self, device: torch.device) -> Images:
         """Copies images that are in memory to an accelerator too, if they take at most a quarter of its free memory.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,7 @@ from superself.training.metrics import Metrics
 from superself.training.precision import autocast, choose_precision
 from superself.training.settings import Settings, differences
 from superself.training.trackers import Tracker
-
-if TYPE_CHECKING:
-    from superself.supervisor import Supervisor
+from superself.training.trackers.progress import duration
 
 REFRESH_SECONDS = 0.3  # how often trackers see a step; on an accelerator the only time the loss is fetched
 
@@ -29,11 +27,11 @@ class Run:
     """One call of ``supervise()``: everything that the loop needs and no algorithm has to know.
 
     Args:
-        supervisor: what is trained, with its networks built.
+        supervisor: the Supervisor that is trained, with its networks built.
         settings: the validated arguments of ``supervise()``.
     """
 
-    def __init__(self, supervisor: Supervisor, settings: Settings) -> None:
+    def __init__(self, supervisor: Any, settings: Settings) -> None:
         self.supervisor, self.settings, self.name = supervisor, settings, str(settings.name)
         self.module: nn.Module = supervisor  # what the loop calls; a wrapper for several processes goes around it
         self.step = self.epoch = self.steps_per_epoch = self.total_steps = 0
@@ -126,7 +124,7 @@ class Run:
             plan += f"; the run that was there is kept as {kept} (resume=True would continue it)"
         if self.settings.progress and self.step < self.total_steps:
             seconds = self._estimate_seconds()
-            plan += "" if seconds is None else f"; about {_duration(seconds)}"
+            plan += "" if seconds is None else f"; about {duration(seconds)}"
         return plan
 
     def _estimate_seconds(self) -> float | None:
@@ -339,9 +337,3 @@ def print_unless_silent(run: Run, text: str) -> None:
     """Prints a line where progress is shown."""
     if run.settings.progress:
         print(text, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
