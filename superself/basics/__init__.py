@@ -1,1 +1,1 @@
-"""What every other part may use: random state, colour spaces and pictures. Imports nothing of this package."""
+"""Random state, colour spaces and pictures, for all other parts; imports nothing from this package."""
