@@ -185,7 +185,7 @@ def test_probe_and_progress_change_no_weight(capsys):
 def test_line_of_an_epoch_tells_what_is_needed(capsys):
     rotatenet().supervise(epochs=2, batch_size=8, name="run")
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 1/2"))
-    for part in ("loss ", "(chance 1.386)", "images/s", "waiting for data", "lr 0.001", "feature std", "rank", "left"):
+    for part in ("loss ", "(chance 1.386)", "images/s", "waiting for data", "lr 0.001", "features spread", "left"):
         assert part in line, part
 
 
@@ -207,14 +207,14 @@ def test_collapse_is_said_with_its_causes(capsys):
 
     Collapses(tiny_images(), backbone=TinyBackbone()).supervise(epochs=3, batch_size=8, name="run")
     printed = capsys.readouterr().out
-    assert printed.count("The features collapse") == 1 and "no upright position" in printed
+    assert printed.count("The features have collapsed") == 1 and "no upright position" in printed
 
 
 def test_a_loss_at_chance_is_said_with_its_causes(capsys):
     noise = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8)
     RotateNetSupervisor(noise, backbone=TinyBackbone(), seed=0).supervise(lr=1e-6, epochs=3, batch_size=32, name="run")
     printed = capsys.readouterr().out
-    assert printed.count("nothing has been learnt yet") == 1 and "no upright position" in printed
+    assert printed.count("no better than chance level") == 1 and "no upright position" in printed
 
 
 def test_pretrained_starts_from_stored_weights_and_a_new_optimiser():

@@ -123,4 +123,4 @@ def test_is_compared_with_halves_drawn_anew():
     found = compare(halves, images, images, print=False)
     assert set(found.rows) == {"random initialised", "trained"}
     own = compare(copy.deepcopy(tiny_halves()), images, images, print=False)  # by reset_parameters of its layers
-    assert "drawn anew" in own.text
+    assert "fresh weights" in own.text
