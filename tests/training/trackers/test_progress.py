@@ -31,7 +31,14 @@ def test_line_is_plain_without_a_terminal_and_tells_loss_chance_speed_and_time_l
 
 
 def test_noted_values_spread_and_probe_are_shown_in_plain_terms():
-    row = {**ROW, "accuracy": 0.684, "feature_std": 0.031, "feature_std_uniform": 0.044, "feature_rank": 3.0, "knn": 0.5}
+    row = {
+        **ROW,
+        "accuracy": 0.684,
+        "feature_std": 0.031,
+        "feature_std_uniform": 0.044,
+        "feature_rank": 3.0,
+        "knn": 0.5,
+    }
     text = started().text(row)
     assert "kNN 50%" in text and "feature spread 70%" in text and "accuracy 68%" in text
     assert "rank" not in text and "0.031" not in text

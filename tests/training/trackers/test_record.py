@@ -4,9 +4,8 @@ from types import SimpleNamespace
 
 import torch
 import yaml
-from torch import nn
 
-from superself.training import Record, describe_value, warmup_cosine
+from superself.training import Record
 
 
 def rows():
