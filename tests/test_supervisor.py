@@ -190,7 +190,7 @@ def test_line_of_an_epoch_fits_100_columns_and_tells_what_is_needed(capsys):
     rotatenet().supervise(epochs=2, batch_size=8, name="run")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     assert len(lines) == 2 and all(len(line) <= 100 for line in lines)
-    for part in ("loss ", "(chance 1.386)", "images/s", "feature spread", "accuracy", "left"):
+    for part in ("loss ", "(chance 1.386)", "img/s", "spread", "accuracy", "left"):
         assert part in lines[0], part
 
 

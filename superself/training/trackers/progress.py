@@ -81,7 +81,7 @@ class Progress(Tracker):
         chance = "" if row.get("chance_loss") is None else f" (chance {row['chance_loss']:.3f})"
         parts = [f"epoch {row['epoch']}/{self.epochs}{done}", f"loss {row['loss']:.3f}{chance}"]
         optional = [f"{name.replace('_', ' ')} {figure(value)}" for name, value in shown_values(row)]
-        tail = [f"{row['images_per_second']:.0f} images/s"]
+        tail = [f"{row['images_per_second']:.0f} img/s"]
         if row["waiting_share"] >= WORTH_SAYING:
             tail.append(f"{row['waiting_share']:.0%} waiting for data")
         if row["seconds_left"] > 0:
@@ -99,14 +99,14 @@ class Progress(Tracker):
 def shown_values(row: dict[str, Any]) -> list[tuple[str, float]]:
     """What is worth a place in the line besides loss and speed, the most telling first."""
     spread = [
-        (f"{kind} spread", row[f"{kind}_std"] / row[f"{kind}_std_uniform"])
-        for kind in ("feature", "embedding")
+        (label, row[f"{kind}_std"] / row[f"{kind}_std_uniform"])
+        for kind, label in (("feature", "spread"), ("embedding", "embedding spread"))
         if row.get(f"{kind}_std") is not None and row.get(f"{kind}_std_uniform")
     ]
     measured = ("feature_", "embedding_")
     noted = [(k, v) for k, v in row.items() if k not in OF_THE_RUN and k != "knn" and not k.startswith(measured)]
     knn = [("kNN", row["knn"])] if row.get("knn") is not None else []
-    return [*knn, *spread, *noted]
+    return [*knn, *noted[:2], *spread, *noted[2:]]
 
 
 def duration(seconds: float) -> str:

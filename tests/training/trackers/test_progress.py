@@ -27,7 +27,7 @@ def test_line_is_plain_without_a_terminal_and_tells_loss_chance_speed_and_time_l
     started().epoch(ROW)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:4] == ["data: d", "backbone: b", "loss: l", "plan: p"]
-    assert lines[4] == "epoch 1/50 | loss 0.750 (chance 1.386) | 1403 images/s | 4 min left"
+    assert lines[4] == "epoch 1/50 | loss 0.750 (chance 1.386) | 1403 img/s | 4 min left"
 
 
 def test_noted_values_spread_and_probe_are_shown_in_plain_terms():
@@ -40,14 +40,14 @@ def test_noted_values_spread_and_probe_are_shown_in_plain_terms():
         "knn": 0.5,
     }
     text = started().text(row)
-    assert "kNN 50%" in text and "feature spread 70%" in text and "accuracy 68%" in text
+    assert "kNN 50%" in text and "| spread 70%" in text and "accuracy 68%" in text
     assert "rank" not in text and "0.031" not in text
 
 
 def test_line_never_exceeds_100_columns_and_drops_the_last_values_first():
-    row = {**ROW, **{f"some_long_metric_{i}": i + 0.5 for i in range(9)}, "chance_loss": None}
+    row = {**ROW, **{f"some_long_metric_{i}": i + 1.5 for i in range(9)}, "chance_loss": None}
     text = started().text(row)
-    assert len(text) <= 100 and "some long metric 0 0.5" in text and "metric 8" not in text and text.endswith("left")
+    assert len(text) <= 100 and "some long metric 0 1.5" in text and "metric 8" not in text and text.endswith("left")
 
 
 def test_waiting_is_only_shown_when_it_matters():
