@@ -593,11 +593,28 @@ def test_pretrained_may_go_on_under_the_same_name_with_the_old_file_kept():
 
 
 def test_resume_auto_continues_a_run_or_starts_one():
+    settings = {"batch_size": 8, "lr_scheduler": "constant", "progress": False}
     for epochs in (1, 3):
-        supervisor = rotatenet().supervise(epochs=epochs, batch_size=8, name="run", resume="auto", progress=False)
+        supervisor = rotatenet().supervise(epochs=epochs, name="run", resume="auto", **settings)
     assert supervisor.step == 9 and not Path("run.1.pt").exists()
-    whole = rotatenet().supervise(epochs=3, batch_size=8, name="whole", progress=False)
-    assert_same(weights_of(supervisor), weights_of(whole))
+    assert_same(weights_of(supervisor), weights_of(rotatenet().supervise(epochs=3, name="whole", **settings)))
+
+
+def test_the_learning_rate_warms_up_and_decays_by_default_and_constant_is_one_word():
+    def rates(**settings):
+        class Looks(RotateNetSupervisor):
+            def _after_step(self):
+                seen.append(self.run.optimizer.param_groups[0]["lr"])
+
+        seen = []
+        supervisor = Looks(tiny_images(16), backbone=TinyBackbone())
+        supervisor.supervise(lr=0.1, epochs=10, batch_size=4, name="run", overwrite=True, progress=False, **settings)
+        return seen
+
+    default = rates()
+    assert max(default) == pytest.approx(0.1, rel=0.01) and default.index(max(default)) <= 2
+    assert default[-1] < 1e-3 and default[0] < 0.1
+    assert set(rates(lr_scheduler="constant")) == {0.1}
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------------

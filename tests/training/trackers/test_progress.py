@@ -40,7 +40,7 @@ def test_noted_values_spread_and_probe_are_shown_in_plain_terms():
         "knn": 0.5,
     }
     text = started().text(row)
-    assert "kNN 50%" in text and "| spread 70%" in text and "accuracy 68%" in text
+    assert "kNN 50%" in started().text({**row, "knn": 0.5}) and "| spread 70%" in text and "accuracy 68%" in text
     assert "rank" not in text and "0.031" not in text
 
 
