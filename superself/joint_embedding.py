@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from superself.augment import recipe
 from superself.basics.random import preserve_random_state
 from superself.data import BatchLoader, SequentialBatches
 from superself.networks import MLP, CombinedNet, build_backbone, feature_width
@@ -32,6 +33,7 @@ class JointEmbedding(Supervisor):
     """
 
     n_views = 2
+    named_projectors: ClassVar[tuple[str, ...]] = ()  # what may be passed as projector= besides a module
 
     def __init__(
         self,
@@ -49,7 +51,7 @@ class JointEmbedding(Supervisor):
         self.loss = self.given.loss or self._default_loss()
         backbone = build_backbone(self.given.backbone, self.network_shape)
         projector = self.given.projector
-        if not isinstance(projector, nn.Module):
+        if projector is None or projector in self.named_projectors:
             projector = self._default_projector(feature_width(backbone, self.network_shape))
         self.model = CombinedNet(backbone, projector)
         self.embedding_width = feature_width(self.model, self.network_shape)  # E
@@ -72,8 +74,9 @@ class JointEmbedding(Supervisor):
         count = len(self.images)
         size = math.ceil(count / math.ceil(count / LARGEST_BATCH))  # equal parts, so that no batch has a single image
         found = torch.zeros(count, self.embedding_width, device=self.device)
+        plain = recipe(None, self.view_shape[1:])  # images may be stored larger than the views
         with preserve_random_state(), evaluation_mode(self.model), batch_statistics(self.model), self.run.autocast():
             for data in BatchLoader(self.images, SequentialBatches(count, size)):
                 data = data.to(self.device)
-                found[data.index] = self.embed(self.preprocessing(data.images)).float()
+                found[data.index] = self.embed(self.preprocessing(plain(data.images))).float()
         return found

@@ -18,12 +18,13 @@ from superself.training import cosine
 class BYOLSupervisor(JointEmbedding):
     """The online network predicts, from one view, the target network's embedding of the other view.
 
-    L = sum over both directions of 2 - 2 cos(q(z), z'), averaged over images: 0 when prediction and target align, 4 when they
-    are orthogonal. The target is a moving average of the online backbone and projector and gets no gradient. There are no
-    negatives, so a loss near 0 only means something together with the spread of the embeddings.
+    L = sum over both directions of 2 - 2 cos(q(z), z'), averaged over images: z is the online embedding of one view, q the
+    predictor, z' the target's embedding of the other view. 0 when prediction and target align, 4 when they are orthogonal.
+    The target is a moving average of the online backbone and projector and gets no gradient. There are no negatives, so a
+    low loss is only good if the embeddings stay spread out.
 
     Source: Grill et al., Bootstrap Your Own Latent, arXiv:2006.07733, Sec. 3.1 (Eqs. 1 and 2), Sec. 3.2 and App. B for views.
-    Deviations: any optimizer instead of LARS (Adam with lr 1e-3 works at batches of 64 to 256); no blur up to 32 pixels.
+    Deviations: any optimizer instead of LARS; views follow the size of the images, without blur up to 32 pixels.
     Args:
         dataset: see Supervisor, also for the options that are not listed here.
         augment: makes two views; see Supervisor.
@@ -32,7 +33,7 @@ class BYOLSupervisor(JointEmbedding):
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         projector: from features (B, D) to embeddings (B, E); None for the paper's MLP with E = 256.
         predictor: from embeddings (B, E) to predictions (B, E); None for the paper's MLP.
-        loss: of (prediction (B, E), target (B, E)); None for minus the cosine.
+        loss: called with prediction (B, E) and target (B, E), enters as 2 + 2 loss; None for minus the cosine.
     Shape:
         batch of images (B, C, H, W) -> loss ().
     Raises:
@@ -42,9 +43,9 @@ class BYOLSupervisor(JointEmbedding):
     family = "contrastive"
     loss_meaning = "2 - 2 cos of prediction and target, both directions; 0 is perfect, and also what a collapse gives"
     likely_causes = (
-        "the momentum is too low, so the target follows too fast (try 0.99 or more)",
         "the learning rate is too high for this optimizer (try a tenth of it)",
-        "the predictor is too weak, or has no batch norm",
+        "the momentum of the target is too low (try 0.99 or more), or a custom predictor can copy its input",
+        "a head without batch norm, or batches of fewer than about 32 images",
     )
 
     def __init__(
@@ -64,16 +65,11 @@ class BYOLSupervisor(JointEmbedding):
         self.momentum = momentum
         self.given.predictor = predictor
 
-    def _default_loss(self) -> NegativeCosine:
-        return NegativeCosine()
-
-    def _default_projector(self, width: int) -> nn.Module:
-        return MLP(width, 256, hidden=4096, norm="batch")
-
     def _build(self) -> None:
         super()._build()  # self.model = backbone f and projector g
         width = self.embedding_width
-        self.predictor = self.given.predictor or MLP(width, width, hidden=4096, norm="batch")  # q, online only
+        predictor = self.given.predictor  # q, online network only
+        self.predictor = MLP(width, width, hidden=4096, norm="batch") if predictor is None else predictor
         self.target = MomentumEncoder(self.model)
 
     def _forward(self, data: Batch) -> Tensor:
@@ -82,12 +78,21 @@ class BYOLSupervisor(JointEmbedding):
 
     def _loss_one_direction(self, view: Tensor, other: Tensor) -> Tensor:
         """2 - 2 cos of the prediction from one view and the target's embedding of the other."""
-        cosine_loss = self.loss(self.predictor(self.model(view)), self.target(other))
-        self.note("cosine", -cosine_loss)
-        return 2 + 2 * cosine_loss  # Eq. 2
+        loss = self.loss(
+            self.predictor(self.model(view)), self.target(other)
+        )  # minus the cosine, unless loss= was passed
+        if self.uses_its_own_loss:
+            self.note("cosine", -loss)
+        return 2 + 2 * loss  # Eq. 2
 
     def _after_step(self) -> None:
         self.target.update(self.model, cosine(self.momentum, 1.0, self.run.progress))  # Eq. 1; Sec. 3.2
+
+    def _default_loss(self) -> NegativeCosine:
+        return NegativeCosine()
+
+    def _default_projector(self, width: int) -> nn.Module:
+        return MLP(width, 256, hidden=4096, norm="batch")
 
     @property
     def chance_loss(self) -> float:

@@ -32,12 +32,13 @@ class InstanceDiscriminationSupervisor(JointEmbedding):
         dataset: see Supervisor, also for the options that are not listed here.
         augment: makes one view; see Supervisor.
         temperature: t, 0.07 in the paper; the authors' code has 0.1 for CIFAR-10.
-        momentum: fraction of a row that is kept when its image is seen.
+        momentum: fraction of a row that is kept when its image is seen; 0.5 in the authors' code.
         negatives: rows drawn for each step, 4096 in the paper for ImageNet; None compares with the whole bank.
-        proximal: lambda; 0, as in the authors' code, leaves the term out.
+        proximal: lambda, weight of the squared distance to the image's row; 0, as in the authors' code, leaves it out.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         predictor: from features (B, D) to embeddings (B, E); None for the paper's linear layer with E = 128.
-        loss: of (embedding (B, E), own row (B, E), rows (K, E), which of them are own (B, K)); None for the softmax.
+        loss: called with embedding (B, E), the image's row (B, E), rows (K, E) and which of these are the image's own (B, K);
+            None for the softmax.
     Shape:
         batch of images (B, C, H, W) -> loss ().
     Raises:
@@ -73,11 +74,8 @@ class InstanceDiscriminationSupervisor(JointEmbedding):
         require_fraction("momentum", momentum, "is the fraction of a row that is kept", upper_open=True)
         if negatives is not None:
             require_count("negatives", negatives, "is the number of rows drawn for each step")
-        require_nonnegative("proximal", proximal, "is the weight of a distance")
+        require_nonnegative("proximal", proximal, "is the weight of the distance to the image's row")
         self.temperature, self.momentum, self.negatives, self.proximal = temperature, momentum, negatives, proximal
-
-    def _default_loss(self) -> InfoNCE:
-        return InfoNCE(self.temperature)
 
     def _build(self) -> None:
         super()._build()  # self.model
@@ -90,7 +88,7 @@ class InstanceDiscriminationSupervisor(JointEmbedding):
     def _forward(self, data: Batch) -> Tensor:
         (view,) = self.views(data)  # (B, C, h, w)
         embedding = self.model(view).float()  # (B, E)
-        row = self.bank.rows(data.index)  # (B, E), as the last view of the image left it
+        row = self.bank.rows(data.index)  # (B, E), as it was after the image's last view
         rows, own = self.bank.negatives(data.index, self.negatives, self.generator)  # (K, E), (B, K)
         loss = self.loss(embedding, row, rows, own)  # Eq. 2
         unit = normalize(embedding, dim=1)
@@ -103,7 +101,10 @@ class InstanceDiscriminationSupervisor(JointEmbedding):
     def _after_step(self) -> None:
         self.bank.commit()
 
+    def _default_loss(self) -> InfoNCE:
+        return InfoNCE(self.temperature)
+
     @property
     def chance_loss(self) -> float:
-        """ln of the number of candidates, plus 2 per unit of the proximal term: any row is as likely as the own one."""
+        """ln of the number of candidates, plus 2 lambda, the proximal term of orthogonal directions."""
         return math.log(self.bank.candidates(self.negatives)) + 2 * self.proximal

@@ -1,4 +1,4 @@
-"""MoCo: which of many keys shows the same image?"""
+"""MoCo: find the key of the same image among the keys of recent batches."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from superself.basics.validate import require_choice, require_count, require_fraction, require_positive
+from superself.basics.validate import require_count, require_fraction, require_positive
 from superself.data import Batch
 from superself.joint_embedding import JointEmbedding
 from superself.losses import InfoNCE
 from superself.networks import MLP, FeatureQueue, MomentumEncoder
 
-PROJECTORS = {"linear": 1, "mlp": 2}  # layers
+PROJECTORS = {"linear": 1, "mlp": 2}  # name -> layers
 
 
 class MomentumContrastSupervisor(JointEmbedding):
     """Find the key of the same image among the keys of recent batches.
 
-    L = -log exp(q.k / t) / (exp(q.k / t) + sum_j exp(q.k_j / t)), averaged over images; k_j are the K keys in the queue, chance
-    level: ln(K + 1). Keys come from a moving average of the query encoder and enter the queue after the step. The loss
-    rises while the queue fills with keys that are harder to tell apart than its random start.
+    L = -log exp(q.k / t) / (exp(q.k / t) + sum_j exp(q.k_j / t)), averaged over images: q is the query of one view, k the key
+    of the other, k_j the K keys in the queue; chance level: ln(K + 1). Keys come from a moving average of the query encoder
+    and enter the queue after the step. The loss rises while they replace the random directions that the queue starts with.
 
     Source: He et al., Momentum Contrast, arXiv:1911.05722, Eqs. 1 and 2, and the authors' code; Chen et al., MoCo v2,
         arXiv:2003.04297.
@@ -37,12 +37,13 @@ class MomentumContrastSupervisor(JointEmbedding):
         queue_size: K; the papers have 65536, the authors' CIFAR-10 notebook 4096.
         momentum: of the key encoder; the authors' CIFAR-10 notebook has 0.99, for short runs.
         temperature: t; 0.07 in v1.
-        splits: parts of a batch, of at least two images each, that batch norm sees separately; with 1, batch statistics
-            leak which key belongs to which query. Without effect on networks without batch norm.
-        symmetric: let each view be the query once; a step costs twice as much.
+        splits: parts of a batch, of at least two images each, that batch norm sees separately; with splits=1, batch
+            statistics leak which key belongs to which query. No effect on networks without batch norm.
+        symmetric: each view is the query once; a step costs twice as much.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         projector: from features (B, D) to embeddings (B, E): "mlp" (two layers, E = 128), "linear", or a module.
-        loss: of (query (B, E), key (B, E), queue (K, E), rows of the same image (B, K)); None for InfoNCE.
+        loss: called with query (B, E), key (B, E), queue (K, E) and which of its rows show the same image (B, K), or None
+            for batches without index; None for InfoNCE.
     Shape:
         batch of images (B, C, H, W) -> loss ().
     Raises:
@@ -56,6 +57,7 @@ class MomentumContrastSupervisor(JointEmbedding):
         "the momentum of the key encoder is too low for consistent keys, or too high to move in a short run",
         "the run is too short to fill the queue (steps times batch_size below queue_size)",
     )
+    named_projectors = tuple(PROJECTORS)
     presets = {"moco-v2": {}, "moco-v1": {"augment": "moco-v1", "projector": "linear", "temperature": 0.07}}
 
     def __init__(
@@ -78,16 +80,10 @@ class MomentumContrastSupervisor(JointEmbedding):
         require_fraction("momentum", momentum, "is the fraction of the key encoder that is kept")
         require_positive("temperature", temperature, "divides similarities")
         require_count("splits", splits, "is a number of parts of a batch")
-        if not isinstance(projector, nn.Module):
-            require_choice("projector", projector, PROJECTORS)
+        if not isinstance(projector, nn.Module) and projector not in self.named_projectors:
+            raise ValueError(f"projector={projector!r} is unknown; pass 'linear', 'mlp' or a module.")
         self.queue_size, self.momentum, self.temperature = queue_size, momentum, temperature
         self.splits, self.symmetric = splits, symmetric
-
-    def _default_loss(self) -> InfoNCE:
-        return InfoNCE(self.temperature)
-
-    def _default_projector(self, width: int) -> nn.Module:
-        return MLP(width, 128, hidden=min(width, 2048), layers=PROJECTORS[self.given.projector])
 
     def _build(self) -> None:
         super()._build()  # self.model = f_q
@@ -99,36 +95,44 @@ class MomentumContrastSupervisor(JointEmbedding):
         pairs = [(first, second), (second, first)] if self.symmetric else [(first, second)]
         keys = [self._split_batch_norm(self.key_encoder, other) for _, other in pairs]  # each (B, E)
         queries = [self._split_batch_norm(self.model, view) for view, _ in pairs]  # each (B, E)
-        same = None if data.index is None else self.queue.same_image(data.index)  # (B, K)
-        losses = [self.loss(q, k, self.queue.features, same) for q, k in zip(queries, keys, strict=True)]  # Eq. 1
+        same_image = None if data.index is None else self.queue.same_image(data.index)  # (B, K)
+        losses = [self.loss(q, k, self.queue.features, same_image) for q, k in zip(queries, keys, strict=True)]  # Eq. 1
         index = None if data.index is None else data.index.repeat(len(pairs))
         self.queue.remember(torch.cat(keys), index)  # enqueued after the step
-        self._note_similarities(queries[0], keys[0], same)
+        self._note_similarities(queries[0], keys[0], same_image)
         return torch.stack(losses).mean()
-
-    @torch.no_grad()
-    def _note_similarities(self, query: Tensor, key: Tensor, same: Tensor | None) -> None:
-        query, key = normalize(query.float(), dim=1), normalize(key.float(), dim=1)
-        positive = (query * key).sum(1)  # (B,)
-        negative = query @ self.queue.features.T  # (B, K)
-        negative = negative if same is None else negative.masked_fill(same, -1)
-        self.note("top1", (positive > negative.amax(1)).float())
-        self.note("queue_filled", self.queue.filled)
-        self.note("positive_cosine", positive)
-
-    def _split_batch_norm(self, network: nn.Module, views: Tensor) -> Tensor:
-        """Embeddings of views (B, C, h, w); while training, batch norm sees a random part of the batch at a time."""
-        normed = any(isinstance(module, _BatchNorm) for module in network.modules())
-        parts = min(self.splits, len(views) // 2) if self.training and normed else 1
-        if parts < 2:
-            return network(views)
-        order = torch.randperm(len(views), generator=self.generator).to(views.device, non_blocking=True)
-        found = torch.cat([network(part) for part in views[order].tensor_split(parts)])
-        return found[order.argsort()]  # (B, E)
 
     def _after_step(self) -> None:
         self.key_encoder.update(self.model, self.momentum)  # Eq. 2
         self.queue.commit()
+
+    def _split_batch_norm(self, network: nn.Module, views: Tensor) -> Tensor:
+        """Embeddings (B, E) of views (B, C, h, w); in train mode, batch norm sees a random part of the batch at a time."""
+        has_batch_norm = any(isinstance(module, _BatchNorm) for module in network.modules())
+        parts = min(self.splits, len(views) // 2) if self.training and has_batch_norm else 1
+        if parts < 2:
+            return network(views)
+        order = torch.randperm(len(views), generator=self.generator).to(views.device, non_blocking=True)
+        embeddings = torch.cat([network(part) for part in views[order].tensor_split(parts)])
+        return embeddings[order.argsort()]
+
+    @torch.no_grad()
+    def _note_similarities(self, query: Tensor, key: Tensor, same_image: Tensor | None) -> None:
+        with torch.autocast(query.device.type, enabled=False):
+            query, key = normalize(query.float(), dim=1), normalize(key.float(), dim=1)
+            positive = (query * key).sum(1)  # (B,)
+            negatives = query @ self.queue.features.T  # (B, K)
+        if same_image is not None:
+            negatives = negatives.masked_fill(same_image, -1)
+        self.note("top1", (positive > negatives.amax(1)).float())
+        self.note("positive_cosine", positive)
+        self.note("queue_filled", self.queue.filled)
+
+    def _default_loss(self) -> InfoNCE:
+        return InfoNCE(self.temperature)
+
+    def _default_projector(self, width: int) -> nn.Module:
+        return MLP(width, 128, hidden=min(width, 2048), layers=PROJECTORS[self.given.projector])
 
     @property
     def chance_loss(self) -> float:

@@ -35,9 +35,9 @@ class PIRLSupervisor(JointEmbedding):
     Args:
         dataset: see Supervisor, also for the options that are not listed here.
         augment: makes the view; see Supervisor.
-        tile_augment: the same for the view that is cut into tiles; None takes "pirl" with 0.6 to 1 of the area, at 255/224 of
-            the size of the image, or larger if the tiles need it.
-        weight: of the tiles, lambda; 0 is instance discrimination.
+        tile_augment: makes the view that is cut into tiles; None or True takes "pirl" with 0.6 to 1 of the area, at 255/224
+            of the size of the image, or larger if the tiles need it.
+        weight: lambda, of the term with the tiles; the view has the rest. 0 is instance discrimination.
         temperature: divides similarities.
         momentum: fraction of a row that is kept when its image is seen.
         negatives: K, rows drawn for each step; the whole bank if it is smaller, or for None.
@@ -47,7 +47,8 @@ class PIRLSupervisor(JointEmbedding):
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module; sees images and tiles.
         predictor: f, from features (B, D) to embeddings (B, E); None for the paper's linear layer with E = 128.
         jigsaw_head: g, from features of tiles (B, T, D), in random order, to embeddings (B, E); None for JigsawHead.
-        loss: of (embedding (B, E), own row (B, E), rows (K, E), which of them are own (B, K)); None for the softmax.
+        loss: called with embedding (B, E), the image's row (B, E), rows (K, E) and which of these are the image's own (B, K);
+            None for the softmax.
     Shape:
         batch of images (B, C, H, W) -> loss ().
     Raises:
@@ -95,9 +96,6 @@ class PIRLSupervisor(JointEmbedding):
         self.tile_augment, self.grid, self.tile = tile_augment, grid, tile
         self.given.jigsaw_head = jigsaw_head
 
-    def _default_loss(self) -> InfoNCE:
-        return InfoNCE(self.temperature)
-
     def _build(self) -> None:
         super()._build()  # self.model = f
         side = self.tile or default_tile(self.network_shape[1:], self.grid)
@@ -112,7 +110,9 @@ class PIRLSupervisor(JointEmbedding):
         size = self.view_shape[1:]
         side = self.tile or default_tile(size, self.grid)
         source = source_size(size, self.grid, side)
-        self.tile_augmentation = recipe(self.tile_augment or pirl(source, scale=(0.6, 1.0)), source, views=1)
+        default = pirl(source, scale=(0.6, 1.0))
+        augment = default if self.tile_augment is None else self.tile_augment
+        self.tile_augmentation = recipe(augment, source, views=1, default=default)
         self.cut = GridTiles(self.grid, side)
 
     def _before_epoch(self, epoch: int) -> None:
@@ -132,6 +132,9 @@ class PIRLSupervisor(JointEmbedding):
         self.bank.remember(embedding, data.index)  # written after the step
         return self.weight * puzzle_loss + (1 - self.weight) * view_loss  # Eq. 5
 
+    def _after_step(self) -> None:
+        self.bank.commit()
+
     def _puzzles(self, images: Tensor) -> Tensor:
         """Tiles (B, T, C, t, t) of a view of each image, in a different random order for every image."""
         (view,) = self.tile_augmentation(images, self.generator)
@@ -139,12 +142,12 @@ class PIRLSupervisor(JointEmbedding):
         order = torch.rand(tiles.shape[:2], generator=self.generator).argsort(1).to(tiles.device, non_blocking=True)
         return tiles[torch.arange(len(tiles), device=tiles.device)[:, None], order]
 
-    def _after_step(self) -> None:
-        self.bank.commit()
+    def _default_loss(self) -> InfoNCE:
+        return InfoNCE(self.temperature)
 
     @property
     def chance_loss(self) -> float:
-        """ln of the number of candidates: any row is as likely as the own one."""
+        """ln of the number of candidates: every row is as likely as the image's own."""
         return math.log(self.bank.candidates(self.negatives))
 
 

@@ -1,11 +1,13 @@
 import copy
+import os
+import signal
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from superself import BYOLSupervisor
+from superself import Batch, BYOLSupervisor
 from superself.training import cosine
 
 from cases import TinyBackbone, tiny_images
@@ -20,6 +22,10 @@ def two_views(images):
     return [images, images.flip(2)]
 
 
+def batch():
+    return Batch(tiny_images(), torch.arange(16))
+
+
 def test_loss_equals_the_double_sum_of_squared_distances():
     supervisor = byol()
     first, second = (supervisor.preprocessing(v / 255) for v in two_views(tiny_images().float()))
@@ -28,15 +34,15 @@ def test_loss_equals_the_double_sum_of_squared_distances():
         q = normalize(supervisor.predictor(supervisor.model(view)), dim=1)
         z = normalize(supervisor.target(other), dim=1)
         slow += sum(((a - b) ** 2).sum() for a, b in zip(q, z, strict=True)).item() / 16
-    loss = supervisor._forward((tiny_images(), torch.arange(16)))
+    loss = supervisor._forward(batch())
     assert loss.item() == pytest.approx(slow, rel=1e-4)
 
 
 def test_aligned_predictions_give_zero_and_orthogonal_ones_four():
     same = byol(projector=Constant([1.0, 0.0]), predictor=nn.Identity())
-    assert same._forward((tiny_images(), torch.arange(16))).item() == pytest.approx(0, abs=1e-6)
+    assert same._forward(batch()).item() == pytest.approx(0, abs=1e-6)
     across = byol(projector=Constant([1.0, 0.0]), predictor=Constant([0.0, 3.0]))
-    assert across._forward((tiny_images(), torch.arange(16))).item() == pytest.approx(4) == across.chance_loss
+    assert across._forward(batch()).item() == pytest.approx(4) == across.chance_loss
 
 
 class Constant(nn.Module):
@@ -56,7 +62,7 @@ def test_target_starts_equal_has_no_predictor_and_gets_no_gradient():
     assert {name.removeprefix("average.") for name, _ in supervisor.target.named_parameters()} == names
     for name, p in supervisor.model.named_parameters():
         assert torch.equal(supervisor.target.get_parameter(f"average.{name}"), p)
-    supervisor._forward((tiny_images(), torch.arange(16))).backward()
+    supervisor._forward(batch()).backward()
     assert all(p.grad is None for p in supervisor.target.parameters())
     assert all(p.grad is not None for p in [*supervisor.model.parameters(), *supervisor.predictor.parameters()])
 
@@ -64,18 +70,40 @@ def test_target_starts_equal_has_no_predictor_and_gets_no_gradient():
 def test_target_moves_only_after_the_optimizer_step_and_by_the_schedule():
     seen = []
 
-    class Looks(BYOLSupervisor):
+    class Observed(BYOLSupervisor):
         def _update(self, loss, optimizer, lr_scheduler):
-            target = copy.deepcopy(list(self.target.parameters()))
+            self.old = copy.deepcopy(list(self.target.parameters()))
             super()._update(loss, optimizer, lr_scheduler)
+            assert all(torch.equal(a, b) for a, b in zip(self.old, self.target.parameters(), strict=True))
+
+        def _after_step(self):
+            super()._after_step()
             momentum = cosine(0.9, 1.0, self.step / 6)
-            for old, new, online in zip(target, self.target.parameters(), self.model.parameters(), strict=True):
+            for old, new, online in zip(self.old, self.target.parameters(), self.model.parameters(), strict=True):
                 assert torch.allclose(new, momentum * old + (1 - momentum) * online, atol=1e-7)
             seen.append(momentum)
 
-    supervisor = Looks(tiny_images(), augment=two_views, backbone=TinyBackbone(), momentum=0.9)
+    supervisor = Observed(tiny_images(), augment=two_views, backbone=TinyBackbone(), momentum=0.9)
     supervisor.supervise(epochs=3, batch_size=8, name="run", progress=False)
     assert seen[0] == 0.9 and len(seen) == 6 and seen == sorted(seen)
+
+
+def test_the_momentum_of_a_resumed_run_continues_the_schedule_of_the_whole_run(monkeypatch):
+    momenta = []
+    monkeypatch.setattr("superself.networks.MomentumEncoder.update", lambda self, online, m: momenta.append(m))
+
+    class Stopped(BYOLSupervisor):
+        def _after_step(self):
+            super()._after_step()
+            if self.step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    given = {"augment": two_views, "backbone": TinyBackbone(), "seed": 0, "momentum": 0.9}
+    settings = {"epochs": 3, "batch_size": 8, "name": "run", "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        Stopped(tiny_images(), **given).supervise(**settings)
+    BYOLSupervisor(tiny_images(), **given).supervise(**settings, resume=True)
+    assert momenta == [cosine(0.9, 1.0, step / 6) for step in range(6)]
 
 
 def test_target_is_in_train_mode_while_training():
@@ -87,24 +115,63 @@ def test_target_is_in_train_mode_while_training():
 def test_views_are_drawn_from_the_generator_of_the_run():
     supervisor = byol(augment="byol")
     supervisor.generator.manual_seed(3)
-    first = supervisor.views(tiny_images(), supervisor.generator)
+    first = supervisor.views(batch())
     supervisor.generator.manual_seed(3)
     torch.rand(5)
-    again = supervisor.views(tiny_images(), supervisor.generator)
+    again = supervisor.views(batch())
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_momentum_outside_zero_to_one_is_refused():
-    with pytest.raises(ValueError, match=r"momentum=1.5 is the share of the target that is kept"):
-        byol(momentum=1.5)
+@pytest.mark.parametrize("momentum", [-0.1, 1.5])
+def test_momentum_outside_zero_to_one_is_refused(momentum):
+    with pytest.raises(
+        ValueError, match=rf"momentum={momentum} is the fraction of the target .* pass a number in \[0, 1\]"
+    ):
+        byol(momentum=momentum)
+    with pytest.raises(ValueError, match=f"momentum={momentum}"):
+        byol(momentum=momentum, loss=nn.MSELoss())
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match="augment='simclear' is no recipe; did you mean 'simclr'"):
+    with pytest.raises(ValueError, match="augment='simclear' is not a recipe; did you mean 'simclr'"):
         byol(augment="simclear")
+
+
+def test_a_projector_that_is_not_a_module_is_refused():
+    with pytest.raises(TypeError, match="'mlp' is not a module"):
+        byol(projector="mlp")
+
+
+def test_the_noted_cosine_is_that_of_predictions_and_targets_in_both_directions():
+    noted = []
+
+    class Noting(BYOLSupervisor):
+        def note(self, name, value):
+            noted.append((name, value.item()))
+
+    heads = {"projector": Constant([1.0, 0.0]), "predictor": Constant([1.0, 1.0])}
+    supervisor = Noting(tiny_images(), augment=two_views, backbone=TinyBackbone(), **heads)
+    supervisor._forward(batch())
+    assert noted == [("cosine", pytest.approx(0.5**0.5))] * 2  # an angle of 45 degrees
+
+
+def test_a_custom_loss_is_not_noted_as_a_cosine():
+    noted = []
+
+    class Noting(BYOLSupervisor):
+        def note(self, name, value):
+            noted.append((name, value.item()))
+
+    Noting(tiny_images(), augment=two_views, backbone=TinyBackbone(), loss=nn.MSELoss())._forward(batch())
+    assert noted == []
 
 
 def test_predictor_follows_the_width_of_the_projector():
     supervisor = byol(projector=nn.Linear(16, 24))
-    assert torch.isfinite(supervisor._forward((tiny_images(), torch.arange(16))))
+    assert torch.isfinite(supervisor._forward(batch()))
     assert supervisor.predictor(torch.zeros(2, 24)).shape == (2, 24)
+
+
+def test_an_empty_predictor_is_used_as_it_was_passed():
+    predictor = nn.Sequential()  # as a truth value it is False
+    assert byol(predictor=predictor).predictor is predictor

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import normalize
 from torch.utils.data import Subset
 
-from superself.algorithms.instance_discrimination import InstanceDiscriminationSupervisor
+from superself import Batch, InstanceDiscriminationSupervisor
 from superself.networks import MemoryBank
 
 from cases import TinyBackbone, tiny_images
@@ -45,29 +45,31 @@ def embeddings_of(supervisor, images):
 
 
 def test_loss_equals_the_double_loop_over_the_whole_bank():
-    supervisor, places = discrimination(temperature=0.2).eval(), torch.tensor([5, 2, 11])
+    supervisor, index = discrimination(temperature=0.2).eval(), torch.tensor([5, 2, 11])
     bank, total = supervisor.bank.features, 0.0
-    for v, place in zip(embeddings_of(supervisor, tiny_images()[places]), places, strict=True):
+    for v, i in zip(embeddings_of(supervisor, tiny_images()[index]), index, strict=True):
         scores = [math.exp((v @ row).item() / 0.2) for row in bank]
-        total -= math.log(scores[place] / sum(scores))
-    loss = supervisor._forward((tiny_images()[places], places))
+        total -= math.log(scores[i] / sum(scores))
+    loss = supervisor._forward(Batch(tiny_images()[index], index))
     assert bank.shape == (16, 128) and loss.item() == pytest.approx(total / 3, rel=1e-4)
 
 
-def test_a_number_worked_by_hand():
+def test_loss_equals_a_number_worked_by_hand():
     supervisor = by_direction(flat_images(2), temperature=1.0, proximal=10.0)
     supervisor.bank.features.copy_(torch.tensor([[0.8, 0.6], [0.0, 1.0]]))
-    loss = supervisor._forward((flat_images(1), torch.tensor([0])))  # v = (1, 0): cosines 0.8 and 0, distance^2 0.4
+    loss = supervisor._forward(
+        Batch(flat_images(1), torch.tensor([0]))
+    )  # v = (1, 0): cosines 0.8 and 0, distance^2 0.4
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.8)) + 10 * 0.4, rel=1e-4)
 
 
-def test_proximal_term_takes_the_row_as_it_was_before_the_step_and_moves_the_network():
+def test_proximal_term_uses_the_row_as_it_was_before_the_step():
     plain, held = by_direction(flat_images(), seed=1), by_direction(flat_images(), proximal=3.0, seed=1)
-    data = flat_images()[2:5], torch.arange(2, 5)
-    distance = (embeddings_of(held, data[0]) - held.bank.rows(data[1])).square().sum(1).mean()
+    data = Batch(flat_images()[2:5], torch.arange(2, 5))
+    distance = (embeddings_of(held, data.images) - held.bank.rows(data.index)).square().sum(1).mean()
     gap = held._forward(data) - plain._forward(data)
     assert gap.item() == pytest.approx(3 * distance.item(), rel=1e-4)
-    held.bank.commit()  # the next batch meets what was written
+    held.bank.commit()  # the next batch is compared with the rows just written
     assert not torch.allclose(held._forward(data) - plain._forward(data), gap)
 
 
@@ -78,7 +80,7 @@ def test_rows_belong_to_their_images_when_batches_are_shuffled():
     assert torch.allclose(supervisor.bank.features, embeddings_of(supervisor, images), atol=1e-5)
 
 
-def test_a_subset_has_rows_of_its_own():
+def test_rows_follow_the_positions_in_a_subset():
     whole = [(image, 0) for image in flat_images(12)]
     supervisor = by_direction(Subset(whole, [9, 3, 7, 1]), momentum=0.0)
     supervisor.supervise(lr=1e-9, epochs=1, batch_size=2, name="run", progress=False)
@@ -88,57 +90,61 @@ def test_a_subset_has_rows_of_its_own():
 def test_a_row_becomes_the_mean_of_old_and_new_after_the_optimizer_step_and_others_stay():
     seen = []
 
-    class Looks(InstanceDiscriminationSupervisor):
+    class Observed(InstanceDiscriminationSupervisor):
         def _forward(self, data):
-            self.before, self.places = self.bank.features.clone(), data[1]
-            self.new = embeddings_of(self, data[0]).detach()
+            self.before, self.index = self.bank.features.clone(), data.index
+            self.new = embeddings_of(self, data.images).detach()
             loss = super()._forward(data)
             assert torch.equal(self.bank.features, self.before)
             return loss
 
         def _update(self, *arguments):
             super()._update(*arguments)
-            expected = self.before.clone()
-            expected[self.places] = normalize((self.before[self.places] + self.new) / 2, dim=1)
-            assert torch.allclose(self.bank.features, expected, atol=1e-6)
-            seen.append(self.places)
+            assert torch.equal(self.bank.features, self.before)
 
-    supervisor = Looks(tiny_images(), backbone=TinyBackbone(), augment=lambda view: view)
+        def _after_step(self):
+            super()._after_step()
+            expected = self.before.clone()
+            expected[self.index] = normalize((self.before[self.index] + self.new) / 2, dim=1)
+            assert torch.allclose(self.bank.features, expected, atol=1e-6)
+            seen.append(self.index)
+
+    supervisor = Observed(tiny_images(), backbone=TinyBackbone(), augment=lambda view: view)
     supervisor.supervise(epochs=2, batch_size=4, name="run", progress=False, precision="32-true")
     assert len(seen) == 8 and torch.allclose(supervisor.bank.features.norm(dim=1), torch.ones(16))
 
 
-def test_drawn_negatives_are_fewer_come_from_the_generator_and_leave_out_the_own_row():
+def test_drawn_negatives_come_from_the_generator_and_the_own_row_is_marked():
     def keep(query, row, negatives, own):
         kept.append((row, negatives, own))
         return query.mean()
 
     kept = []
     supervisor = discrimination(negatives=5, loss=keep)
-    places = torch.arange(3, 9)
+    index = torch.arange(3, 9)
     for seed in (0, 0, 1):
         supervisor.generator.manual_seed(seed)
-        supervisor._forward((tiny_images()[places], places))
+        supervisor._forward(Batch(tiny_images()[index], index))
     (row, first, own), (_, again, _), (_, other, _) = kept
     assert first.shape == (5, 128) and torch.equal(first, again) and not torch.equal(first, other)
-    assert torch.equal(row, supervisor.bank.features[places])
+    assert torch.equal(row, supervisor.bank.features[index])
     slow = torch.tensor([[torch.equal(a, b) for b in first] for a in row])
     assert torch.equal(own, slow)
 
 
 @pytest.mark.parametrize(("negatives", "candidates"), [(None, 16), (5, 6), (100, 16)])
-def test_a_bank_that_knows_nothing_gives_chance(negatives, candidates):
+def test_equal_rows_give_the_chance_level(negatives, candidates):
     supervisor = discrimination(negatives=negatives)
     supervisor.bank.features[:] = supervisor.bank.features[0].clone()  # all rows alike
-    losses = [supervisor._forward((tiny_images()[i : i + 1], torch.tensor([i]))).item() for i in range(16)]
+    losses = [supervisor._forward(Batch(tiny_images()[i : i + 1], torch.tensor([i]))).item() for i in range(16)]
     assert supervisor.chance_loss == pytest.approx(math.log(candidates)) == pytest.approx(max(losses), abs=1e-5)
 
 
-def test_chance_counts_two_for_the_proximal_term_of_unrelated_directions():
+def test_chance_level_adds_the_distance_of_orthogonal_directions_for_the_proximal_term():
     assert discrimination(proximal=0.5).chance_loss == pytest.approx(math.log(16) + 1)
 
 
-def test_bank_follows_the_width_of_the_predictor():
+def test_the_width_of_the_bank_is_that_of_the_predictor():
     assert discrimination(predictor=nn.Linear(16, 7)).bank.features.shape == (16, 7)
 
 
@@ -146,14 +152,14 @@ def held_out_loss(supervisor, images):
     """The loss against a bank of these images, in evaluation mode."""
     supervisor.eval()
     supervisor.bank = MemoryBank(len(images), supervisor.bank.features.shape[1], momentum=0.0)
-    data = images, torch.arange(len(images))
+    data = Batch(images, torch.arange(len(images)))
     with torch.no_grad():
         supervisor._forward(data)
         supervisor.bank.commit()
         return supervisor._forward(data).item()
 
 
-def test_learns_to_tell_images_apart_that_it_has_not_seen():
+def test_learns_to_distinguish_images_it_was_not_trained_on():
     def noisy(view):
         return (view + 0.1 * torch.randn(view.shape, generator=noise)).clamp(0, 1)
 
@@ -167,16 +173,37 @@ def test_learns_to_tell_images_apart_that_it_has_not_seen():
     assert after < 0.6 * supervisor.chance_loss < before
 
 
+def test_the_noted_cosine_is_that_of_embedding_and_row():
+    noted = {}
+
+    class Noting(InstanceDiscriminationSupervisor):
+        def note(self, name, value):
+            noted[name] = value.tolist()
+
+    arguments = {"backbone": Direction(), "predictor": nn.Identity(), "normalize": (0.0, 1.0), "augment": None}
+    supervisor = Noting(flat_images(2), **arguments)
+    supervisor.bank.features.copy_(torch.tensor([[0.8, 0.6], [0.0, 1.0]]))
+    supervisor._forward(Batch(flat_images(1), torch.tensor([0])))  # embedding (1, 0)
+    assert noted == {"cosine_to_own_row": [pytest.approx(0.8)]}
+
+
+def test_a_predictor_that_is_not_a_module_is_refused():
+    with pytest.raises(TypeError, match="'mlp' is not a module"):
+        discrimination(predictor="mlp")
+
+
+@pytest.mark.parametrize("loss", [None, nn.MSELoss()], ids=["own loss", "custom loss"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"temperature": 0.0}, "temperature=0.0 divides similarities; pass a number above 0"),
+        ({"temperature": -5}, "temperature=-5 divides similarities; pass a number above 0"),
         ({"momentum": 1.0}, r"momentum=1.0 .* pass a number in \[0, 1\)"),
         ({"negatives": 0}, "negatives=0 .* at least 1"),
-        ({"proximal": -1.0}, "proximal=-1.0 .* 0 or more"),
-        ({"augment": "byol"}, "2 views of an image, 1 are needed"),
+        ({"proximal": -1.0}, "proximal=-1.0 .* pass a number of at least 0"),
+        ({"augment": "byol"}, "makes 2 views of an image, but 1 are needed"),
     ],
 )
-def test_refuses_numbers_out_of_range(arguments, message):
+def test_arguments_out_of_range_are_refused(arguments, message, loss):
     with pytest.raises(ValueError, match=message):
-        discrimination(**arguments)
+        discrimination(loss=loss, **arguments)

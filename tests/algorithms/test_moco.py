@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from superself import CombinedNet, MomentumContrastSupervisor
+from superself import Batch, CombinedNet, MomentumContrastSupervisor, create
 from superself.data import to_float
 
 from cases import TinyBackbone, tiny_images
@@ -23,38 +23,40 @@ def two_views(images):
 
 
 def batch(n=16):
-    return tiny_images(n), torch.arange(n)
+    return Batch(tiny_images(n), torch.arange(n))
 
 
 def views_of(supervisor, n=16):
     return [supervisor.preprocessing(v) for v in two_views(to_float(tiny_images(n)))]
 
 
-def slow_loss(queries, keys, negatives, own, temperature):
-    """A sum for every image, over its key and the rows of the queue that show other images."""
+def slow_loss(queries, keys, negatives, same_image, temperature):
+    """For each image a sum over its key and the rows of the queue that show other images."""
     total = 0.0
     queries, keys = queries.detach(), keys.detach()
     for i, (q, k) in enumerate(zip(normalize(queries, dim=1), normalize(keys, dim=1), strict=True)):
-        others = sum(math.exp(q @ n / temperature) for n, same in zip(negatives, own[i], strict=True) if not same)
+        others = sum(
+            math.exp(q @ n / temperature) for n, same in zip(negatives, same_image[i], strict=True) if not same
+        )
         positive = math.exp(q @ k / temperature)
         total -= math.log(positive / (positive + others)) / len(queries)
     return total
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_loss_equals_the_double_loop(symmetric):
+def test_loss_equals_a_double_loop(symmetric):
     supervisor = moco(splits=1, symmetric=symmetric, temperature=0.3)
     supervisor.queue.enqueue(torch.randn(5, 128), torch.tensor([3, 90, 4, 3, 91]))
     first, second = views_of(supervisor)
-    own = [[place == row for row in supervisor.queue.places] for place in range(16)]
+    same_image = [[index == row for row in supervisor.queue.places] for index in range(16)]
     slow = [
-        slow_loss(supervisor.model(q), supervisor.key_encoder(k), supervisor.queue.features, own, 0.3)
+        slow_loss(supervisor.model(q), supervisor.key_encoder(k), supervisor.queue.features, same_image, 0.3)
         for q, k in ([(first, second), (second, first)] if symmetric else [(first, second)])
     ]
     assert supervisor._forward(batch()).item() == pytest.approx(sum(slow) / len(slow), rel=1e-4)
 
 
-def test_a_number_worked_by_hand():
+def test_loss_equals_a_number_worked_by_hand():
     """Query and key are the same direction, the queue's two rows are orthogonal to it: -ln(e^2 / (e^2 + 1 + 1))."""
     supervisor = moco(projector=Constant([1.0, 0.0, 0.0]), queue_size=2, temperature=0.5)
     supervisor.queue.enqueue(torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 4.0]]))
@@ -78,8 +80,8 @@ def test_chance_is_the_loss_when_all_keys_are_alike():
     assert supervisor._forward(batch()).item() == pytest.approx(math.log(13)) == supervisor.chance_loss
 
 
-def test_a_key_is_not_among_its_own_negatives_and_enters_the_queue_after_the_step():
-    class Looks(MomentumContrastSupervisor):
+def test_keys_enter_the_queue_after_the_optimizer_step_and_are_not_their_own_negatives():
+    class Observed(MomentumContrastSupervisor):
         def _forward(self, data):
             before = self.queue.features.clone()
             loss = super()._forward(data)
@@ -87,38 +89,60 @@ def test_a_key_is_not_among_its_own_negatives_and_enters_the_queue_after_the_ste
             return loss
 
         def _update(self, *arguments):
-            before, keys = self.queue.features.clone(), normalize(self.new[0].float(), dim=1)
+            before = self.queue.features.clone()
             super()._update(*arguments)
+            assert torch.equal(before, self.queue.features)
+
+        def _after_step(self):
+            before, keys = self.queue.features.clone(), normalize(self.queue._pending[0].float(), dim=1)
+            super()._after_step()
             first = self.step * 8 % 12
             rows = [(first + i) % 12 for i in range(8)]
             others = [i for i in range(12) if i not in rows]
             assert torch.allclose(self.queue.features[rows], keys, atol=1e-6)
             assert torch.equal(self.queue.features[others], before[others])
 
-    supervisor = Looks(tiny_images(), augment=two_views, backbone=TinyBackbone(), queue_size=12, splits=1)
+    supervisor = Observed(tiny_images(), augment=two_views, backbone=TinyBackbone(), queue_size=12, splits=1)
     supervisor.supervise(epochs=3, batch_size=8, name="run", progress=False)
     assert supervisor.queue.enqueued.item() == 6 * 8
 
 
-def test_older_keys_of_the_same_image_are_no_negatives():
-    supervisor = moco(queue_size=64, splits=1)  # as long as four epochs
+def test_older_keys_of_an_image_are_excluded_from_its_negatives():
+    supervisor = moco(queue_size=64, splits=1)  # holds the keys of four epochs
     supervisor.supervise(epochs=4, batch_size=8, name="run", progress=False)
     supervisor.train()
     assert torch.equal(supervisor.queue.same_image(torch.arange(16)).sum(1), torch.full((16,), 4))
     loss = supervisor._forward(batch())
-    own = supervisor.queue.same_image(torch.arange(16)).any(
-        0
-    )  # replaced by their opposite, they would lower a loss they are in
-    supervisor.queue.places.fill_(-1)
-    assert own.all() and supervisor._forward(batch()) > loss
+    supervisor.queue.places.fill_(-1)  # now every row is a negative
+    assert supervisor._forward(batch()) > loss
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_the_queue_tells_whose_keys_it_holds(symmetric):
+def test_the_queue_knows_which_image_each_key_shows(symmetric):
     supervisor = moco(queue_size=32, symmetric=symmetric)
-    supervisor._forward((tiny_images()[:4], torch.tensor([9, 2, 7, 5])))
-    keys, places = supervisor.new
-    assert places.tolist() == [9, 2, 7, 5] * (1 + symmetric) and len(keys) == len(places)
+    supervisor._forward(Batch(tiny_images()[:4], torch.tensor([9, 2, 7, 5])))
+    keys, index = supervisor.queue._pending
+    assert index.tolist() == [9, 2, 7, 5] * (1 + symmetric) and len(keys) == len(index)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_batches_without_index_are_trained_on_and_their_keys_are_negatives_for_all(symmetric):
+    supervisor = moco(symmetric=symmetric, splits=1)
+    known = supervisor._forward(batch()).item()  # no key of an image is in the queue yet
+    assert supervisor._forward(Batch(tiny_images())).item() == pytest.approx(known, rel=1e-5)
+    supervisor.queue.commit()
+    assert supervisor.queue.places.eq(-1).all() and not supervisor.queue.same_image(torch.arange(16)).any()
+
+
+def test_a_plain_loader_without_index_trains_whole_epochs():
+    class WithLoader(MomentumContrastSupervisor):
+        def _init_data_optimizer(self, *arguments):
+            _, optimizer, schedule = super()._init_data_optimizer(*arguments)
+            return torch.utils.data.DataLoader(tiny_images(), batch_size=8), optimizer, schedule
+
+    supervisor = WithLoader(tiny_images(), augment=two_views, backbone=TinyBackbone(), queue_size=12, seed=0)
+    supervisor.supervise(epochs=2, batch_size=8, name="run", progress=False)
+    assert supervisor.step == 4 and supervisor.queue.enqueued == 32
 
 
 def test_key_encoder_starts_equal_and_gets_no_gradient():
@@ -133,37 +157,41 @@ def test_key_encoder_starts_equal_and_gets_no_gradient():
 def test_key_encoder_moves_only_after_the_optimizer_step_by_a_fixed_momentum():
     seen = []
 
-    class Looks(MomentumContrastSupervisor):
+    class Observed(MomentumContrastSupervisor):
         def _update(self, loss, optimizer, lr_scheduler):
-            before = copy.deepcopy(list(self.key_encoder.parameters()))
+            self.old = copy.deepcopy(list(self.key_encoder.parameters()))
             super()._update(loss, optimizer, lr_scheduler)
-            for old, new, query in zip(before, self.key_encoder.parameters(), self.model.parameters(), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(self.old, self.key_encoder.parameters(), strict=True))
+
+        def _after_step(self):
+            super()._after_step()
+            for old, new, query in zip(self.old, self.key_encoder.parameters(), self.model.parameters(), strict=True):
                 assert torch.allclose(new, 0.9 * old + 0.1 * query, atol=1e-7)
             seen.append(self.step)
 
-    supervisor = Looks(tiny_images(), augment=two_views, backbone=TinyBackbone(), momentum=0.9, queue_size=12)
+    supervisor = Observed(tiny_images(), augment=two_views, backbone=TinyBackbone(), momentum=0.9, queue_size=12)
     supervisor.supervise(epochs=2, batch_size=8, name="run", progress=False)
     assert seen == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("network", ["model", "key_encoder"])
-def test_what_is_computed_in_parts_comes_back_in_order(network):
+def test_what_is_computed_split_batch_norm_comes_back_in_order(network):
     supervisor = moco(splits=3)
     network = getattr(supervisor, network).eval()  # batch norm by running averages: parts change nothing
     view = views_of(supervisor)[1]
     assert supervisor.training
-    assert torch.allclose(supervisor._in_parts(network, view), network(view), atol=1e-6)
+    assert torch.allclose(supervisor._split_batch_norm(network, view), network(view), atol=1e-6)
 
 
-def companions(supervisor, network, view, seed):
-    """Which images change what the network gives for image 0 when they change."""
+def images_in_the_same_part(supervisor, network, view, seed):
+    """The images that change the embedding of image 0 when they change."""
     found, before = set(), None
     for changed in (None, *range(1, 16)):
         images = view.clone()
         if changed is not None:
             images[changed] += 1
         supervisor.generator.manual_seed(seed)
-        after = supervisor._in_parts(network, images)[0]
+        after = supervisor._split_batch_norm(network, images)[0]
         before = after if changed is None else before
         if not torch.equal(before, after):
             found.add(changed)
@@ -172,28 +200,31 @@ def companions(supervisor, network, view, seed):
 
 @pytest.mark.parametrize("network", ["model", "key_encoder"])
 @pytest.mark.parametrize(("splits", "others"), [(1, 15), (2, 7), (4, 3), (100, 1)])
-def test_queries_and_keys_are_normalised_by_their_random_part_of_the_batch_alone(network, splits, others):
+def test_queries_and_keys_are_normalised_by_a_random_part_of_the_batch_alone(network, splits, others):
     supervisor = moco(splits=splits)
-    parts = [companions(supervisor, getattr(supervisor, network), views_of(supervisor)[1], seed) for seed in range(3)]
+    parts = [
+        images_in_the_same_part(supervisor, getattr(supervisor, network), views_of(supervisor)[1], seed)
+        for seed in range(3)
+    ]
     assert all(len(part) == others for part in parts)
     assert splits == 1 or len(set(map(frozenset, parts))) > 1
 
 
-def test_the_parts_of_queries_are_not_those_of_keys():
-    class Looks(MomentumContrastSupervisor):
-        def _in_parts(self, network, views):
+def test_queries_and_keys_are_split_into_different_parts():
+    class Observed(MomentumContrastSupervisor):
+        def _split_batch_norm(self, network, views):
             marked = torch.arange(len(views)).view(-1, 1, 1, 1) + 0 * views
             parts.append([])
             hook = network.register_forward_pre_hook(
                 lambda _, inputs: parts[-1].append(set(inputs[0][:, 0, 0, 0].tolist()))
             )
-            found = super()._in_parts(network, marked)
+            found = super()._split_batch_norm(network, marked)
             hook.remove()
             return found
 
     parts = []
-    supervisor = Looks(tiny_images(), augment=two_views, backbone=TinyBackbone(), queue_size=12, seed=0)
-    supervisor._forward(supervisor._to_device(supervisor.images.batch(range(16))))
+    supervisor = Observed(tiny_images(), augment=two_views, backbone=TinyBackbone(), queue_size=12, seed=0)
+    supervisor._forward(batch())
     keys, queries = parts
     assert [len(part) for part in keys] == [len(part) for part in queries] == [4, 4, 4, 4]
     assert not any(part in keys for part in queries)
@@ -203,7 +234,7 @@ def test_a_network_without_batch_norm_is_not_split():
     supervisor = moco(backbone=nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), splits=4)
     sizes = []
     supervisor.model.backbone.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    supervisor._in_parts(supervisor.model, views_of(supervisor)[1])
+    supervisor._split_batch_norm(supervisor.model, views_of(supervisor)[1])
     assert sizes == [16]
 
 
@@ -211,24 +242,44 @@ def test_in_evaluation_mode_keys_do_not_depend_on_the_batch():
     supervisor = moco().eval()
     view = views_of(supervisor)[1]
     assert torch.allclose(
-        supervisor._in_parts(supervisor.key_encoder, view)[:3], supervisor.key_encoder(view[:3]), atol=1e-6
+        supervisor._split_batch_norm(supervisor.key_encoder, view)[:3], supervisor.key_encoder(view[:3]), atol=1e-6
     )
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_parts_of_a_small_batch_keep_two_images(size):
+def test_parts_of_a_small_batch_have_at_least_two_images(size):
     supervisor = moco(splits=4, backbone=nn.Sequential(TinyBackbone(), nn.AdaptiveAvgPool2d(2)))
     assert torch.isfinite(supervisor._forward(batch(size)))
 
 
-def test_first_version_by_arguments():
-    supervisor = moco(augment="moco-v1", projector="linear", temperature=0.07)
+def test_the_first_version_has_a_linear_projector_and_a_temperature_of_0_07():
+    supervisor = create("moco-v1", tiny_images(), backbone=TinyBackbone(), queue_size=12)
     assert [type(m) for m in supervisor.model.predictor] == [nn.Linear]
     assert supervisor.loss.temperature == 0.07
     assert torch.isfinite(supervisor._forward(batch()))
     second = moco()
     assert [type(m) for m in second.model.predictor] == [nn.Linear, nn.ReLU, nn.Linear]
     assert second.loss.temperature == 0.2
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_noted_metrics_equal_numbers_worked_by_hand_in_any_precision(precision):
+    noted = {}
+
+    class Noting(MomentumContrastSupervisor):
+        def note(self, name, value):
+            noted[name] = torch.as_tensor(value).float().mean().item()
+
+    arguments = {"augment": two_views, "backbone": TinyBackbone(), "queue_size": 4}
+    supervisor = Noting(tiny_images(), projector=Constant([1.0, 0.0]), **arguments)
+    near = [math.cos(0.01), math.sin(0.01)]  # cosine 0.99995, which bfloat16 rounds to 1
+    supervisor.queue.features[:] = torch.tensor([near, [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision is not None):
+        supervisor._forward(batch())
+    assert noted == {"top1": 1, "queue_filled": 0, "positive_cosine": 1}
+    supervisor.queue.enqueue(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([3, 99]))
+    supervisor._forward(batch())
+    assert noted == {"top1": 1 / 16, "queue_filled": 0.5, "positive_cosine": 1}  # only image 3 may not count row 0
 
 
 def test_loss_falls_once_the_queue_is_full():
@@ -254,21 +305,24 @@ def test_queue_and_key_encoder_are_in_the_checkpoint():
         assert torch.equal(a, b)
 
 
-def test_a_projector_of_ones_own_sets_the_width_of_the_queue():
+def test_a_custom_projector_sets_the_width_of_the_queue():
     supervisor = moco(projector=nn.Linear(16, 5))
     assert supervisor.queue.features.shape == (12, 5) and isinstance(supervisor.model, CombinedNet)
 
 
+@pytest.mark.parametrize("loss", [None, torch.nn.MSELoss()], ids=["own loss", "custom loss"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"momentum": -0.1}, "momentum=-0.1 is the share of the key encoder that is kept"),
-        ({"splits": 0}, "splits=0 makes no part of a batch"),
-        ({"projector": "mpl"}, "projector='mpl' is unknown; pass 'mlp', 'linear' or a module"),
-        ({"temperature": 0}, "temperature=0 divides similarities"),
-        ({"queue_size": 0}, "size=0 is the number of embeddings in the queue"),
+        ({"momentum": -0.1}, r"momentum=-0.1 is the fraction of the key encoder .* pass a number in \[0, 1\]"),
+        ({"splits": 0}, "splits=0 is a number of parts of a batch; pass an integer of at least 1"),
+        ({"projector": "mpl"}, "projector='mpl' is unknown; pass 'linear', 'mlp' or a module"),
+        ({"projector": None}, "projector=None is unknown; pass 'linear', 'mlp' or a module"),
+        ({"temperature": 0}, "temperature=0 divides similarities; pass a number above 0"),
+        ({"temperature": -5}, "temperature=-5 divides similarities; pass a number above 0"),
+        ({"queue_size": 0}, "queue_size=0 is the number of keys in the queue; pass an integer of at least 1"),
     ],
 )
-def test_arguments_out_of_range_are_refused(arguments, message):
+def test_arguments_out_of_range_are_refused(arguments, message, loss):
     with pytest.raises(ValueError, match=message):
-        moco(**arguments)
+        moco(loss=loss, **arguments)

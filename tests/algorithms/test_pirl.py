@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from superself.algorithms.instance_discrimination import InstanceDiscriminationSupervisor
-from superself.algorithms.pirl import JigsawHead, PIRLSupervisor
+from superself import Batch, InstanceDiscriminationSupervisor, PIRLSupervisor
+from superself.algorithms.pirl import JigsawHead
 from superself.networks import MemoryBank
 
 from cases import TinyBackbone, tiny_images
@@ -20,36 +20,37 @@ def pirl(images=None, **arguments):
     return PIRLSupervisor(images, **{"backbone": TinyBackbone(), "seed": 0, **whole, **arguments})
 
 
-def cross_entropies(embeddings, places, bank, temperature):
-    """The double loop: of each embedding against every row of the bank."""
+def batch(n=16):
+    return Batch(tiny_images(n, size=(24, 24)), torch.arange(n))
+
+
+def cross_entropies(embeddings, index, bank, temperature):
+    """A double loop: each embedding against every row of the bank."""
     losses = []
-    for embedding, place in zip(normalize(embeddings, dim=1), places, strict=True):
+    for embedding, i in zip(normalize(embeddings, dim=1), index, strict=True):
         scores = [math.exp(embedding @ row / temperature) for row in bank]
-        losses.append(-math.log(scores[place] / sum(scores)))
+        losses.append(-math.log(scores[i] / sum(scores)))
     return sum(losses) / len(losses)
 
 
 @pytest.mark.parametrize("weight", [0.5, 0.2])
 def test_loss_equals_the_double_loop_of_both_terms_against_the_bank(weight):
-    supervisor, places = pirl(weight=weight, temperature=0.3).eval(), torch.tensor([4, 11, 0])
-    images = tiny_images(size=(24, 24))[places]
+    supervisor, index = pirl(weight=weight, temperature=0.3).eval(), torch.tensor([4, 11, 0])
+    images = tiny_images(size=(24, 24))[index]
     with torch.no_grad():
         supervisor.generator.manual_seed(1)
-        loss = supervisor._forward((images, places)).item()
+        loss = supervisor._forward(Batch(images, index)).item()
         supervisor.generator.manual_seed(1)
         puzzles = supervisor._puzzles(images)  # (3, 9, 3, 8, 8)
-        features = [torch.cat([supervisor.model.features(normal(supervisor, t[None])) for t in p]) for p in puzzles]
+        prepared = [[supervisor.preprocessing(tile[None]) for tile in puzzle] for puzzle in puzzles]
+        features = [torch.cat([supervisor.model.features(tile) for tile in tiles]) for tiles in prepared]
         puzzle = torch.stack([supervisor.jigsaw_head(f[None])[0] for f in features])
-        bank, whole = supervisor.bank.features, supervisor.model(normal(supervisor, images / 255))
-    of_puzzle, of_view = (cross_entropies(e, places, bank, 0.3) for e in (puzzle, whole))
-    assert loss == pytest.approx(weight * of_puzzle + (1 - weight) * of_view, rel=1e-4)
+        bank, whole = supervisor.bank.features, supervisor.model(supervisor.preprocessing(images))
+    puzzle_loss, view_loss = (cross_entropies(e, index, bank, 0.3) for e in (puzzle, whole))
+    assert loss == pytest.approx(weight * puzzle_loss + (1 - weight) * view_loss, rel=1e-4)
 
 
-def normal(supervisor, images):
-    return supervisor.preprocessing(images)
-
-
-def test_jigsaw_head_is_two_linear_layers_worked_by_hand():
+def test_jigsaw_head_equals_numbers_worked_by_hand():
     head = JigsawHead(in_features=1, out_features=1, tiles=3)
     head.load_state_dict(
         {
@@ -64,10 +65,9 @@ def test_jigsaw_head_is_two_linear_layers_worked_by_hand():
 
 
 def test_each_head_is_trained_by_its_own_term_and_positives_come_from_the_bank():
-    data = tiny_images(size=(24, 24)), torch.arange(16)
     for weight, idle in ((1.0, "model.predictor."), (0.0, "jigsaw_head.")):
         supervisor = pirl(weight=weight)
-        supervisor._forward(data).backward()
+        supervisor._forward(batch()).backward()
         for name, parameter in supervisor.named_parameters():
             assert (parameter.grad.abs().sum() == 0) == name.startswith(idle), name
     assert not supervisor.bank.features.requires_grad
@@ -79,8 +79,7 @@ def test_weight_zero_is_instance_discrimination():
         tiny_images(size=(24, 24)), backbone=TinyBackbone(), augment=lambda view: view, seed=0
     )
     other.load_state_dict({k: v for k, v in supervisor.state_dict().items() if not k.startswith("jigsaw_head.")})
-    data = tiny_images(size=(24, 24)), torch.arange(16)
-    assert supervisor._forward(data).item() == pytest.approx(other._forward(data).item(), rel=1e-5)
+    assert supervisor._forward(batch()).item() == pytest.approx(other._forward(batch()).item(), rel=1e-5)
 
 
 def test_both_heads_and_the_bank_move_and_are_stored():
@@ -93,29 +92,33 @@ def test_both_heads_and_the_bank_move_and_are_stored():
         assert torch.equal(supervisor.state_dict()[name], loaded[name]), name
 
 
-def test_bank_holds_the_image_branch_alone_and_only_after_the_optimizer_step():
-    class Looks(PIRLSupervisor):
+def test_rows_move_towards_the_embedding_of_the_view_alone_and_after_the_optimizer_step():
+    class Observed(PIRLSupervisor):
         def _forward(self, data):
-            self.before, self.places = self.bank.features.clone(), data[1]
+            self.before, self.index = self.bank.features.clone(), data.index
             with torch.no_grad():
-                self.new = normalize(copy.deepcopy(self.model)(self.preprocessing(data[0])), dim=1)
+                self.new = normalize(copy.deepcopy(self.model)(self.preprocessing(data.images)), dim=1)
             loss = super()._forward(data)
             assert torch.equal(self.bank.features, self.before)
             return loss
 
         def _update(self, *arguments):
             super()._update(*arguments)
+            assert torch.equal(self.bank.features, self.before)
+
+        def _after_step(self):
+            super()._after_step()
             expected = self.before.clone()
-            expected[self.places] = normalize((self.before[self.places] + self.new) / 2, dim=1)
+            expected[self.index] = normalize((self.before[self.index] + self.new) / 2, dim=1)
             assert torch.allclose(self.bank.features, expected, atol=1e-5)
 
-    supervisor = Looks(tiny_images(), augment=lambda view: view, backbone=TinyBackbone())
+    supervisor = Observed(tiny_images(), augment=lambda view: view, backbone=TinyBackbone())
     supervisor.supervise(epochs=2, batch_size=4, name="run", progress=False, precision="32-true")
     assert supervisor.step == 8
 
 
-def test_every_image_has_its_nine_tiles_in_an_order_of_its_own():
-    cells = torch.arange(9).view(3, 3).repeat_interleave(8, 0).repeat_interleave(8, 1)  # a cell of one brightness each
+def test_the_nine_tiles_of_each_image_come_in_a_different_random_order():
+    cells = torch.arange(9).view(3, 3).repeat_interleave(8, 0).repeat_interleave(8, 1)  # cell i has brightness i
     images = (cells * 20).to(torch.uint8).expand(64, 3, 24, 24)
     supervisor = pirl(images)
     tiles = supervisor._puzzles(images)
@@ -123,23 +126,23 @@ def test_every_image_has_its_nine_tiles_in_an_order_of_its_own():
     orders = (tiles[:, :, 0, 0, 0] * 255 / 20).round().long()
     assert torch.equal(orders.sort(1).values, torch.arange(9).expand(64, 9))
     assert len({tuple(order) for order in orders.tolist()}) > 60
-    places = set(itertools.product(range(9), range(9)))
-    assert {(cell, place) for order in orders.tolist() for place, cell in enumerate(order)} == places
+    pairs = set(itertools.product(range(9), range(9)))
+    assert {(cell, position) for order in orders.tolist() for position, cell in enumerate(order)} == pairs
     supervisor.generator.manual_seed(0)
     assert torch.equal(supervisor._puzzles(images), tiles)
 
 
-def test_tiles_pass_the_trunk_one_by_one():
+def test_the_backbone_sees_each_tile_as_a_separate_image():
     shapes = []
 
-    class Watched(TinyBackbone):
+    class Observed(TinyBackbone):
         def forward(self, images):
             shapes.append(tuple(images.shape))
             return super().forward(images)
 
-    supervisor = pirl(backbone=Watched())
+    supervisor = pirl(backbone=Observed())
     shapes.clear()
-    supervisor._forward((tiny_images(size=(24, 24)), torch.arange(16)))
+    supervisor._forward(batch())
     assert shapes == [(16, 3, 24, 24), (144, 3, 8, 8)]
 
 
@@ -178,55 +181,86 @@ class FixedSize(nn.Module):
         return self.layer(images.flatten(1))
 
 
-def test_a_backbone_of_one_size_needs_tiles_of_that_size():
+def test_a_backbone_with_a_fixed_input_size_needs_tiles_of_that_size():
     with pytest.raises(ValueError, match=r"FixedSize takes images of 24 x 24 but no tiles of 7 x 7; pass tile=24"):
         pirl(backbone=FixedSize(24), tile=None, tile_augment=None)
     supervisor = pirl(backbone=FixedSize(24), tile=24, tile_augment=None)
-    assert torch.isfinite(supervisor._forward((tiny_images(size=(24, 24)), torch.arange(16))))
+    assert torch.isfinite(supervisor._forward(batch()))
 
 
-def test_features_of_tiles_may_be_wider_or_narrower_than_those_of_images():
+def test_features_of_tiles_may_have_another_width_than_those_of_images():
     class Flat(TinyBackbone):
         def forward(self, images):
             return super().forward(images).flatten(1)
 
     supervisor = pirl(backbone=Flat())
     assert supervisor.model.predictor[0].in_features == 16 * 36 and supervisor.jigsaw_head.tile.in_features == 16 * 4
-    assert torch.isfinite(supervisor._forward((tiny_images(size=(24, 24)), torch.arange(16))))
+    assert torch.isfinite(supervisor._forward(batch()))
 
 
 @pytest.mark.parametrize(("negatives", "candidates"), [(32000, 16), (None, 16), (5, 6)])
-def test_a_bank_that_knows_nothing_gives_chance(negatives, candidates):
+def test_equal_rows_give_the_chance_level(negatives, candidates):
     supervisor = pirl(negatives=negatives)
     supervisor.bank.features[:] = supervisor.bank.features[0].clone()  # all rows alike
     images = tiny_images(size=(24, 24))
-    losses = [supervisor._forward((images[i : i + 1], torch.tensor([i]))).item() for i in range(16)]
+    losses = [supervisor._forward(Batch(images[i : i + 1], torch.tensor([i]))).item() for i in range(16)]
     assert supervisor.chance_loss == pytest.approx(math.log(candidates)) == pytest.approx(max(losses), abs=1e-5)
 
 
-def test_learns_to_tell_puzzles_apart_of_images_it_has_not_seen():
+def test_learns_to_distinguish_puzzles_of_images_it_was_not_trained_on():
     supervisor, held_out = pirl(tiny_images(64, size=(24, 24))), tiny_images(32, size=(24, 24), seed=1)
     supervisor.supervise(lr=1e-2, epochs=20, batch_size=32, name="run", progress=False)
     supervisor.eval().weight = 1.0
     supervisor.bank = MemoryBank(32, 128, momentum=0.0)
     with torch.no_grad():
-        supervisor._forward((held_out, torch.arange(32)))
+        supervisor._forward(Batch(held_out, torch.arange(32)))
         supervisor.bank.commit()
-        loss = supervisor._forward((held_out, torch.arange(32)))
+        loss = supervisor._forward(Batch(held_out, torch.arange(32)))
     assert supervisor.chance_loss == pytest.approx(math.log(32)) and loss < 0.7 * supervisor.chance_loss
 
 
+def test_both_terms_of_the_loss_are_noted():
+    noted = {}
+
+    class Noting(PIRLSupervisor):
+        def note(self, name, value):
+            noted[name] = value.item()
+
+    supervisor = Noting(tiny_images(size=(24, 24)), backbone=TinyBackbone(), weight=0.3, seed=0)
+    loss = supervisor._forward(batch()).item()
+    assert loss == pytest.approx(0.3 * noted["puzzle_loss"] + 0.7 * noted["view_loss"])
+
+
+@pytest.mark.parametrize("tile_augment", [None, True])
+def test_views_for_tiles_are_the_authors_unless_something_else_is_passed(tile_augment):
+    supervisor = pirl(tile_augment=tile_augment)
+    assert [type(step).__name__ for step in supervisor.tile_augmentation.transforms[0].transforms][:1] == [
+        "RandomResizedCrop"
+    ]
+
+
+def test_tile_augment_false_cuts_the_image_itself():
+    images = tiny_images(2, size=(24, 24))
+    supervisor = pirl(images, tile_augment=False, augment=False)
+    seen = []
+    supervisor.cut.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    supervisor._puzzles(images)
+    supervisor._puzzles(images)
+    assert torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("loss", [None, nn.MSELoss()], ids=["own loss", "custom loss"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"weight": 1.5}, r"weight=1.5 .* pass a number in \[0, 1\]"),
         ({"negatives": 0}, "negatives=0 .* at least 1"),
-        ({"grid": 1}, "grid=1, .* 2 or more"),
-        ({"tile": 0}, "tile=0 .* 1 pixel or more"),
-        ({"temperature": -1.0}, "temperature=-1.0"),
-        ({"momentum": 1.0}, "momentum=1.0"),
+        ({"grid": 1}, "grid=1 .* at least 2"),
+        ({"tile": 0}, "tile=0 .* at least 1"),
+        ({"temperature": -5}, "temperature=-5 divides similarities; pass a number above 0"),
+        ({"momentum": 1.0}, r"momentum=1.0 .* pass a number in \[0, 1\)"),
     ],
 )
-def test_refuses_numbers_out_of_range(arguments, message):
+def test_arguments_out_of_range_are_refused(arguments, message, loss):
     with pytest.raises(ValueError, match=message):
-        pirl(**arguments)
+        pirl(loss=loss, **arguments)
