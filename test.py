@@ -46,7 +46,9 @@ def run(algorithm: str, options: argparse.Namespace) -> None:
 
     # Measure it against the same network before training, where there are labels to measure with.
     if test is None:
-        print("No labels, so there is nothing to measure: pass PATH/train/CLASS and PATH/test/CLASS folders for the table.")
+        print(
+            "No labels, so there is nothing to measure: pass PATH/train/CLASS and PATH/test/CLASS folders for the table."
+        )
     else:
         compare(backbone, train, test)
 

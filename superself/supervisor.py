@@ -23,11 +23,13 @@ from superself.training import (
     Progress,
     Record,
     Run,
+    Schedule,
     Settings,
     Tracker,
     make_lr_scheduler,
     make_optimizer,
     parameter_groups,
+    scheduled,
 )
 from superself.training.hyper_parameters import declared
 
@@ -110,7 +112,7 @@ class Supervisor(Buildable):
             num_workers: processes that decode files; 0 uses none for data in memory and one per core otherwise.
             name: where the run is kept: NAME.pt, NAME.yaml, NAME.csv. A run that is there already is kept as NAME.1.
             pretrained: start from the weights in NAME.pt, or from those of the run given here.
-            lr_scheduler: None for "warmup_cosine", another name ("constant", "cosine"), a Schedule, or ``f(optimizer)``, which also gets ``total_steps``
+            lr_scheduler: None for "warmup_cosine", "constant", "cosine", a Schedule, or ``f(optimizer)``, which also gets ``total_steps``
                 if it has a parameter of that name; steps once per optimizer step.
             resume: True continues the run in NAME.pt where it was stored; "auto" does so if there is one.
             overwrite: replace a run of this name.
@@ -245,6 +247,10 @@ class Supervisor(Buildable):
         """Adds a value of this step to the progress line, NAME.csv and every tracker, as its mean over the epoch."""
         if self.run is not None:
             self.run.metrics.add(name, value)
+
+    def scheduled(self, value: float | Schedule) -> float:
+        """The value of a hyper-parameter at the current step: a Schedule is evaluated, a number stays as it is."""
+        return scheduled(value, self.run.step, self.run.total_steps, self.run.steps_per_epoch)
 
     def forward(self, data: Batch) -> Tensor:
         """``_forward``, so that wrappers which call the module wrap the whole algorithm."""

@@ -617,6 +617,27 @@ def test_the_learning_rate_warms_up_and_decays_by_default_and_constant_is_one_wo
     assert set(rates(lr_scheduler="constant")) == {0.1}
 
 
+def test_a_hyper_parameter_may_be_a_schedule_and_comes_back_with_the_run():
+    from superself import MomentumContrastSupervisor
+    from superself.training import Schedule
+
+    momentum = Schedule(0.9, 0.99, shape="linear")
+    seen = []
+
+    class Looks(MomentumContrastSupervisor):
+        def _after_step(self):
+            seen.append(self.scheduled(self.momentum))
+            super()._after_step()
+
+    Looks(tiny_images(), backbone=TinyBackbone(), queue_size=16, momentum=momentum).supervise(
+        epochs=2, batch_size=8, name="run", progress=False
+    )
+    assert seen == pytest.approx([0.9, 0.9225, 0.945, 0.9675])
+    assert Looks(backbone=TinyBackbone()).load("run").momentum == momentum
+    with pytest.raises(ValueError, match="momentum=1.5 is the fraction"):
+        Looks(tiny_images(), momentum=Schedule(0.9, 1.5))
+
+
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
 

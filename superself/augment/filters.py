@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from superself.augment.resample import weighted_rows
+from superself.augment.warp import weighted_rows
 from superself.augment.transform import Transform, as_range, per_sample, uniform_between
 from superself.basics.colour import greyscale
 

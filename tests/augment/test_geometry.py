@@ -21,7 +21,7 @@ from superself.augment import (
     Resize,
 )
 from superself.augment.geometry import affine_matrix, deform_image, dense_displacement
-from superself.augment.resample import Warp, resample
+from superself.augment.warp import Warp, resample
 
 from tensors import images_of, seeded
 
