@@ -1,4 +1,4 @@
-"""CMC: the lightness of an image finds the colours that belong to it, and the other way round."""
+"""CMC: the lightness of an image finds its colours among those of other images, and the colours its lightness."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from superself.networks.modes import evaluation_mode
 class ContrastiveMultiviewCodingSupervisor(JointEmbedding):
     """Two encoders, one for the lightness L and one for the colours ab: each image's two embeddings find each other among many.
 
-    L = -log exp(l_i . m_i / t) / sum_j exp(l_i . m_j / t), with l_i the embedding of the lightness of image i, m_i its row in
-    the memory bank of ab and m_j also those of K others, plus the same with ab as the anchor and the bank of L, averaged over
-    images; chance level: 2 ln(K + 1). L and ab are made of the same augmented RGB view; rows move after the step.
+    L = -log exp(l_i . m_i / t) / sum_j exp(l_i . m_j / t), averaged over images, plus the same with ab as the anchor and the
+    bank of L: l_i is the embedding of the lightness of image i, m_i its row in the memory bank of ab, and j runs over i and K
+    other images; chance level: 2 ln(K + 1). L and ab come from the same augmented RGB view; rows move after the step.
 
     Source: Tian et al., Contrastive Multiview Coding, arXiv:1906.05849, "Contrastive learning with two views"; numbers, views and
         positives out of the banks as in the authors' code.
@@ -35,13 +35,14 @@ class ContrastiveMultiviewCodingSupervisor(JointEmbedding):
         temperature: t; the authors have 0.07 for ImageNet and 0.1 for STL-10.
         momentum: fraction of a bank's row that is kept when its image is seen.
         negatives: K, rows drawn for each step; the whole bank if it has no more.
-        features: "both", or "L" for a backbone that gives the features of the lightness alone; both halves are trained. None
-            takes "both", or what a given LabHalves has.
-        contrast: "bank", or "batch" to tell the images of a batch apart by their current embeddings, which learns from the
-            first step and more in short runs.
+        features: "both", or "L" for a backbone that returns the features of the lightness alone; both halves are trained.
+            None takes "both", or the setting of the LabHalves that were passed.
+        contrast: "bank", or "batch" to compare the current embeddings of the batch, which learns from the first step and
+            more in short runs.
         backbone: None for two EfficientFeatures, a name for two of these, a pair (for L, for ab), or LabHalves.
         projector: from the outputs of the halves to two embeddings (B, E); None for the authors' linear layers with E = 128.
-        loss: of (embedding (B, E), positive (B, E), rows (K, E), which of them are own (B, K)); None for InfoNCE.
+        loss: called with embedding (B, E), positive (B, E), rows (K, E) and which of these are the image's own (B, K); None
+            for InfoNCE.
     Shape:
         batch of images (B, 3, H, W) -> loss ().
     Raises:
@@ -81,11 +82,10 @@ class ContrastiveMultiviewCodingSupervisor(JointEmbedding):
         require_fraction("momentum", momentum, "is the fraction of a row that is kept", upper_open=True)
         require_count("negatives", negatives, "is the number of rows drawn for each step")
         require_choice("contrast", contrast, ("bank", "batch"))
+        if features is not None:
+            require_choice("features", features, ("both", "L"))
         self.temperature, self.momentum, self.negatives, self.contrast = temperature, momentum, negatives, contrast
         self.given.features = features
-
-    def _default_loss(self) -> InfoNCE:
-        return InfoNCE(self.temperature)
 
     def _build(self) -> None:
         self.loss = self.given.loss or self._default_loss()
@@ -98,7 +98,8 @@ class ContrastiveMultiviewCodingSupervisor(JointEmbedding):
         self.model = HalvesNet(backbone, projector)
         with torch.no_grad(), evaluation_mode(self.model):
             embedding, _ = self.model(torch.zeros(2, *self.network_shape, device=self.device))
-        self.l_bank, self.ab_bank = (MemoryBank(len(self.images), embedding.shape[1], self.momentum) for _ in range(2))
+        self.embedding_width = embedding.shape[1]  # E, of each half
+        self.l_bank, self.ab_bank = (MemoryBank(len(self.images), self.embedding_width, self.momentum) for _ in range(2))
 
     def _forward(self, data: Batch) -> Tensor:
         (view,) = self.views(data)  # (B, 3, h, w) in RGB
@@ -111,15 +112,18 @@ class ContrastiveMultiviewCodingSupervisor(JointEmbedding):
         self.note("loss_ab_to_L", to_lightness)
         return to_colour + to_lightness
 
+    def _after_step(self) -> None:
+        self.l_bank.commit()
+        self.ab_bank.commit()
+
     def _find(self, anchor: Tensor, other: Tensor, bank: MemoryBank, index: Tensor) -> Tensor:
         """The loss of finding the other half of each image, whose embeddings are in ``bank``."""
         if self.contrast == "batch":
             return self.loss(anchor, other, normalize(other, dim=1), index[:, None] == index)
         return self.loss(anchor, bank.rows(index), *bank.negatives(index, self.negatives, self.generator))
 
-    def _after_step(self) -> None:
-        self.l_bank.commit()
-        self.ab_bank.commit()
+    def _default_loss(self) -> InfoNCE:
+        return InfoNCE(self.temperature)
 
     def embed(self, images: Tensor) -> Tensor:
         """The embeddings of both halves, concatenated (B, 2 E)."""

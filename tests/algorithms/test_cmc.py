@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from superself import ContrastiveMultiviewCodingSupervisor
+from superself import Batch, ContrastiveMultiviewCodingSupervisor
 from superself.networks import LabHalves, PerHalf
 
 from cases import TinyBackbone, tiny_images
@@ -13,40 +13,41 @@ from cases import TinyBackbone, tiny_images
 
 def cmc(n=16, **arguments):
     backbone = LabHalves(TinyBackbone(1), TinyBackbone(2))
-    given = {"backbone": backbone, "seed": 0, "augment": as_it_is, **arguments}
+    given = {"backbone": backbone, "seed": 0, "augment": unchanged, **arguments}
     return ContrastiveMultiviewCodingSupervisor(tiny_images(n), **given)
 
 
-def as_it_is(images):
+def unchanged(images):
     return images
 
 
-def batch(*places):
-    places = torch.tensor(places)
-    return tiny_images()[places], places
+def batch(*index):
+    index = torch.tensor(index)
+    return Batch(tiny_images()[index], index)
 
 
-def slow_loss(anchors, positives, bank, places):
-    """The softmax over the positive and every other image's row, by hand."""
+def slow_loss(anchors, positives, bank, index):
+    """The softmax over the positive and every other image's row, as a double loop."""
     losses = []
-    for anchor, positive, place in zip(anchors, positives, places, strict=True):
+    for anchor, positive, i in zip(anchors, positives, index, strict=True):
         own = math.exp((anchor @ positive).item() / 0.07)
-        others = sum(math.exp((anchor @ row).item() / 0.07) for j, row in enumerate(bank) if j != place)
+        others = sum(math.exp((anchor @ row).item() / 0.07) for j, row in enumerate(bank) if j != i)
         losses.append(-math.log(own / (own + others)))
     return sum(losses) / len(losses)
 
 
 @pytest.mark.parametrize("contrast", ["bank", "batch"])
-def test_loss_equals_the_double_loop_in_both_directions(contrast):
+def test_loss_equals_a_double_loop_in_both_directions(contrast):
     supervisor = cmc(contrast=contrast).eval()
-    images, places = batch(3, 0, 9)
-    grey, ab = (normalize(z, dim=1) for z in supervisor.model(images / 255))
+    data = batch(3, 0, 9)
+    lightness, colour = (normalize(z, dim=1) for z in supervisor.model(data.images / 255))
     if contrast == "bank":
         l_rows, ab_rows = supervisor.l_bank.features, supervisor.ab_bank.features
-        slow = slow_loss(grey, ab_rows[places], ab_rows, places) + slow_loss(ab, l_rows[places], l_rows, places)
+        slow = slow_loss(lightness, ab_rows[data.index], ab_rows, data.index)
+        slow += slow_loss(colour, l_rows[data.index], l_rows, data.index)
     else:
-        slow = slow_loss(grey, ab, ab, range(3)) + slow_loss(ab, grey, grey, range(3))
-    assert supervisor._forward((images, places)).item() == pytest.approx(slow, rel=1e-4)
+        slow = slow_loss(lightness, colour, colour, range(3)) + slow_loss(colour, lightness, lightness, range(3))
+    assert supervisor._forward(data).item() == pytest.approx(slow, rel=1e-4)
 
 
 class Fixed(nn.Module):
@@ -60,57 +61,55 @@ class Fixed(nn.Module):
         return self.values.expand(len(output), -1)
 
 
-def test_a_number_worked_by_hand():
+def test_loss_equals_a_number_worked_by_hand():
     supervisor = cmc(n=2, projector=PerHalf(Fixed([1.0, 0.0]), Fixed([1.0, 0.0])), temperature=1.0)
     for bank in (supervisor.l_bank, supervisor.ab_bank):
         bank.features[:] = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    loss = supervisor._forward((tiny_images(2)[:1], torch.tensor([0])))
+    loss = supervisor._forward(Batch(tiny_images(2)[:1], torch.tensor([0])))
     assert loss.item() == pytest.approx(2 * math.log(1 + math.exp(-1)))  # 1 to its own row, 0 to the other image's
 
 
-def test_anchors_meet_the_bank_of_the_other_half():
+def test_each_half_is_compared_with_the_bank_of_the_other_half():
     seen = []
 
-    def noting(*given):
+    def keep(*given):
         seen.append(given)
         return given[0].sum()
 
-    supervisor = cmc(loss=noting)
-    images, places = batch(5, 2)
-    supervisor.eval()._forward((images, places))
-    grey, ab = supervisor.model(images / 255)
-    (anchor, positive, rows, own), (anchor2, positive2, rows2, _) = seen
-    assert (
-        torch.equal(anchor, grey)
-        and torch.equal(positive, supervisor.ab_bank.features[places])
-        and rows is supervisor.ab_bank.features
-    )
-    assert (
-        torch.equal(anchor2, ab)
-        and torch.equal(positive2, supervisor.l_bank.features[places])
-        and rows2 is supervisor.l_bank.features
-    )
-    assert own.nonzero().tolist() == [[0, 5], [1, 2]]  # an image's own row is no negative
+    supervisor, data = cmc(loss=keep).eval(), batch(5, 2)
+    supervisor._forward(data)
+    lightness, colour = supervisor.model(data.images / 255)
+    for given, anchor, bank in zip(seen, (lightness, colour), (supervisor.ab_bank, supervisor.l_bank), strict=True):
+        assert torch.equal(given[0], anchor)
+        assert torch.equal(given[1], bank.features[data.index])
+        assert given[2] is bank.features
+        assert given[3].nonzero().tolist() == [[0, 5], [1, 2]]  # an image's own row is not a negative
 
 
-def test_both_banks_are_written_after_the_step_at_the_places_of_the_batch():
-    class Looks(ContrastiveMultiviewCodingSupervisor):
+def test_both_banks_are_written_after_the_optimizer_step_in_the_rows_of_the_batch():
+    class Observed(ContrastiveMultiviewCodingSupervisor):
         def _update(self, *arguments):
+            before = [bank.features.clone() for bank in (self.l_bank, self.ab_bank)]
+            super()._update(*arguments)
+            assert torch.equal(self.l_bank.features, before[0]) and torch.equal(self.ab_bank.features, before[1])
+
+        def _after_step(self):
             banks = self.l_bank, self.ab_bank
             old = [bank.features.clone() for bank in banks]
-            noted = [bank._pending for bank in banks]
-            super()._update(*arguments)
-            for bank, before, (embeddings, places) in zip(banks, old, noted, strict=True):
+            pending = [bank._pending for bank in banks]
+            super()._after_step()
+            for bank, before, (embeddings, index) in zip(banks, old, pending, strict=True):
                 others = torch.ones(16, dtype=torch.bool)
-                others[places] = False
-                mixed = normalize(0.25 * before[places] + 0.75 * normalize(embeddings, dim=1), dim=1)
-                assert torch.allclose(bank.features[places], mixed, atol=1e-6)
+                others[index] = False
+                mixed = normalize(0.25 * before[index] + 0.75 * normalize(embeddings, dim=1), dim=1)
+                assert torch.allclose(bank.features[index], mixed, atol=1e-6)
                 assert torch.equal(bank.features[others], before[others])
-            assert not torch.equal(noted[0][0], noted[1][0])
+            assert not torch.equal(pending[0][0], pending[1][0])
 
     backbone = LabHalves(TinyBackbone(1), TinyBackbone(2))
-    supervisor = Looks(tiny_images(), backbone=backbone, momentum=0.25)
+    supervisor = Observed(tiny_images(), backbone=backbone, momentum=0.25)
     supervisor.supervise(epochs=2, batch_size=4, name="run", progress=False)
+    assert supervisor.step == 8
 
 
 def test_both_encoders_and_both_heads_are_trained_and_stored_with_both_banks():
@@ -129,7 +128,7 @@ def test_both_encoders_and_both_heads_are_trained_and_stored_with_both_banks():
         assert torch.allclose(stored[name].norm(dim=1), torch.ones(16))
 
 
-def test_lab_is_made_of_the_augmented_rgb_view():
+def test_lab_is_computed_from_the_augmented_rgb_view():
     seen = []
 
     def darker(images):
@@ -139,31 +138,35 @@ def test_lab_is_made_of_the_augmented_rgb_view():
     supervisor = cmc(augment=darker).eval()
     fed = []
     supervisor.model.backbone.lightness.register_forward_pre_hook(lambda module, given: fed.append(given[0]))
-    images, places = batch(1, 2)
-    supervisor._forward((images, places))
-    assert torch.allclose(seen[0], images / 255)  # RGB in [0, 1] goes into the augmentation
-    assert torch.allclose(fed[0], LabHalves.lab(images / 510)[:, :1] / 25 - 2, atol=1e-5)
+    data = batch(1, 2)
+    supervisor._forward(data)
+    assert torch.allclose(seen[0], data.images / 255)  # the augmentation is given RGB in [0, 1]
+    assert torch.allclose(fed[0], LabHalves.lab(data.images / 510)[:, :1] / 25 - 2, atol=1e-5)
 
 
 def test_halves_see_the_same_crop():
     fed = {}
-    supervisor = cmc(augment=None)
+    supervisor = cmc(augment=True)
     for name, half in (("L", supervisor.model.backbone.lightness), ("ab", supervisor.model.backbone.colour)):
         half.register_forward_pre_hook(lambda module, given, name=name: fed.update({name: given[0]}))
     images = torch.zeros(16, 3, 16, 16, dtype=torch.uint8)
     images[:, 0, :, 8:] = 255  # black to the left, red to the right
-    supervisor._forward((images, torch.arange(16)))
-    half_red = LabHalves.lab(torch.tensor([0.5, 0, 0]).view(1, 3, 1, 1))[0, :2].flatten()  # on the way from black
+    supervisor._forward(Batch(images, torch.arange(16)))
+    half_red = LabHalves.lab(torch.tensor([0.5, 0, 0]).view(1, 3, 1, 1))[0, :2].flatten()  # halfway from black
     red = fed["L"][:, 0] > half_red[0] / 25 - 2
     assert torch.equal(red, fed["ab"][:, 0] > half_red[1] / 15) and 0.2 < red.float().mean() < 0.8
-    assert len({view.sum().item() for view in red}) > 3  # and every image has a crop of its own
+    assert len({view.sum().item() for view in red}) > 3  # and the crops differ
 
 
-def test_default_views_are_crops_and_flips_in_colour():
-    supervisor = cmc(augment=None)
-    (view,) = supervisor.views(tiny_images(), supervisor.generator)
+def test_default_views_are_random_crops_and_flips_that_keep_the_colours():
+    supervisor = ContrastiveMultiviewCodingSupervisor(
+        tiny_images(), backbone=LabHalves(TinyBackbone(1), TinyBackbone(2))
+    )
+    steps = [type(step).__name__ for step in supervisor.augmentation.transforms[0].transforms]
+    assert steps == ["RandomResizedCrop", "RandomHorizontalFlip"]
+    (view,) = supervisor.views(batch(*range(16)))
     assert view.shape == (16, 3, 16, 16) and view.min() >= 0 and view.max() <= 1
-    assert (view.amax(1) - view.amin(1)).amax((1, 2)).min() > 0.02  # none was made grey
+    assert (view.amax(1) - view.amin(1)).amax((1, 2)).min() > 0.02  # none became grey
 
 
 def test_features_of_both_halves_or_of_the_lightness_alone():
@@ -179,33 +182,33 @@ def test_features_of_both_halves_or_of_the_lightness_alone():
 
 
 @pytest.mark.parametrize(("n", "negatives", "candidates"), [(16, 16384, 16), (16, 5, 6), (16, 15, 16)])
-def test_chance_counts_the_rows_there_are(n, negatives, candidates):
+def test_chance_level_counts_the_rows_of_the_bank(n, negatives, candidates):
     supervisor = cmc(n, negatives=negatives)
     assert supervisor.chance_loss == pytest.approx(2 * math.log(candidates))
 
 
-def test_chance_in_the_batch_is_known_once_its_size_is():
+def test_chance_level_within_the_batch_is_known_once_the_batch_size_is():
     supervisor = cmc(contrast="batch")
     assert supervisor.chance_loss is None
     supervisor.supervise(epochs=1, batch_size=8, name="run", progress=False)
     assert supervisor.chance_loss == pytest.approx(2 * math.log(8))
 
 
-def test_an_image_that_is_twice_in_the_batch_is_not_its_own_negative():
+def test_an_image_that_comes_twice_in_a_batch_is_not_its_own_negative():
     heads = PerHalf(Fixed([1.0, 0.0]), Fixed([1.0, 0.0]))
     supervisor = cmc(projector=heads, contrast="batch")
     assert supervisor._forward(batch(4, 4, 4)).item() == pytest.approx(0)
     assert supervisor._forward(batch(4, 4, 5)).item() == pytest.approx(2 * (2 * math.log(2) + math.log(3)) / 3)
 
 
-def test_equal_embeddings_of_all_images_give_chance():
+def test_equal_embeddings_of_all_images_give_the_chance_level():
     supervisor = cmc(projector=PerHalf(Fixed([1.0, 2.0]), Fixed([3.0, 1.0])))
     for bank, row in ((supervisor.l_bank, [1.0, 2.0]), (supervisor.ab_bank, [3.0, 1.0])):
         bank.features[:] = normalize(torch.tensor([row]), dim=1)
     assert supervisor._forward(batch(0, 1, 2)).item() == pytest.approx(supervisor.chance_loss, rel=1e-5)
 
 
-def test_negatives_are_drawn_from_the_generator_of_the_run():
+def test_negatives_are_drawn_from_the_generator():
     supervisor = cmc(negatives=4).eval()
     losses = []
     for seed in (3, 3, 4):
@@ -215,17 +218,17 @@ def test_negatives_are_drawn_from_the_generator_of_the_run():
 
 
 @pytest.mark.parametrize("contrast", ["bank", "batch"])
-def test_finds_the_other_half_of_images_it_has_not_seen(contrast):
-    """Colour and brightness go together in these images; what was learnt holds for others."""
+def test_finds_the_other_half_of_images_it_was_not_trained_on(contrast):
+    """Colour depends on brightness in these images, and what was learnt holds for others."""
     supervisor = ContrastiveMultiviewCodingSupervisor(
-        shaded(64), backbone=LabHalves(TinyBackbone(1), TinyBackbone(2)), augment=as_it_is, contrast=contrast, seed=0
+        shaded(64), backbone=LabHalves(TinyBackbone(1), TinyBackbone(2)), augment=unchanged, contrast=contrast, seed=0
     )
     supervisor.supervise(lr=1e-2, epochs=20, batch_size=16, name="run", progress=False)
     supervisor.eval()
     with torch.no_grad():
-        grey, ab = (normalize(z, dim=1) for z in supervisor.model(shaded(32, seed=1) / 255))
-    rank = ((grey @ ab.T) > (grey * ab).sum(1, keepdim=True)).sum(1)  # how many others are nearer than the own half
-    assert rank.float().mean() < 5  # 15.5 by chance
+        lightness, colour = (normalize(z, dim=1) for z in supervisor.model(shaded(32, seed=1) / 255))
+    nearer = (lightness @ colour.T) > (lightness * colour).sum(1, keepdim=True)  # than the other half of the same image
+    assert nearer.sum(1).float().mean() < 5  # chance level: 15.5
 
 
 def shaded(n, seed=0):
@@ -234,23 +237,44 @@ def shaded(n, seed=0):
     return torch.stack([30 + level, 20 + level / 2, 60 - level / 4], 1).expand(-1, -1, 16, 16).to(torch.uint8)
 
 
+def test_the_losses_of_both_directions_are_noted():
+    noted = {}
+
+    class Noting(ContrastiveMultiviewCodingSupervisor):
+        def note(self, name, value):
+            noted[name] = value.item()
+
+    supervisor = Noting(tiny_images(), backbone=LabHalves(TinyBackbone(1), TinyBackbone(2)))
+    assert supervisor._forward(batch(3, 4)).item() == pytest.approx(noted["loss_L_to_ab"] + noted["loss_ab_to_L"])
+
+
+def test_embeddings_of_both_halves_are_watched_for_collapse():
+    supervisor = cmc().eval()
+    images = supervisor.preprocessing(tiny_images())
+    assert torch.equal(supervisor.embed(images), torch.cat(supervisor.model(images), 1))
+    assert supervisor.embed(images).shape == (16, 256)
+
+
+@pytest.mark.parametrize("loss", [None, nn.MSELoss()], ids=["own loss", "custom loss"])
+@pytest.mark.parametrize("has_data", [True, False], ids=["data", "no data"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"negatives": 0}, "negatives=0 rows leave nothing"),
-        ({"momentum": 1.0}, "momentum=1.0"),
-        ({"temperature": 0}, "temperature=0"),
-        ({"features": "ab"}, "features='ab'"),
+        ({"negatives": 0}, "negatives=0 is the number of rows drawn for each step; pass an integer of at least 1"),
+        ({"momentum": 1.0}, r"momentum=1.0 .* pass a number in \[0, 1\)"),
+        ({"temperature": 0}, "temperature=0 divides similarities; pass a number above 0"),
+        ({"temperature": -5}, "temperature=-5 divides similarities; pass a number above 0"),
+        ({"features": "ab"}, "features='ab' is unknown; pass 'both' or 'L'"),
         ({"contrast": "queue"}, "contrast='queue' is unknown; pass 'bank' or 'batch'"),
         ({"normalize": (0.5, 0.5)}, "normalize=.* leave it out"),
     ],
 )
-def test_arguments_out_of_range_are_refused(arguments, message):
+def test_arguments_out_of_range_are_refused(arguments, message, has_data, loss):
     with pytest.raises(ValueError, match=message):
-        cmc(**arguments)
+        ContrastiveMultiviewCodingSupervisor(tiny_images() if has_data else None, loss=loss, **arguments)
 
 
-def test_projector_of_ones_own_decides_the_width_of_the_banks():
+def test_a_custom_projector_sets_the_width_of_the_banks():
     heads = (nn.Linear(16, 24) for _ in range(2))
     supervisor = cmc(projector=PerHalf(*heads))
     assert supervisor.l_bank.features.shape == supervisor.ab_bank.features.shape == (16, 24)
