@@ -112,8 +112,8 @@ class Supervisor(Buildable):
             num_workers: processes that decode files; 0 uses none for data in memory and one per core otherwise.
             name: where the run is kept: NAME.pt, NAME.yaml, NAME.csv. A run that is there already is kept as NAME.1.
             pretrained: start from the weights in NAME.pt, or from those of the run given here.
-            lr_scheduler: None for "warmup_cosine", "constant", "cosine", a Schedule, or ``f(optimizer)``, which also gets ``total_steps``
-                if it has a parameter of that name; steps once per optimizer step.
+            lr_scheduler: None for "warmup_cosine", "constant", "cosine", a Schedule, or ``f(optimizer)``, which also gets
+                ``total_steps`` if it has a parameter of that name; steps once per optimizer step.
             resume: True continues the run in NAME.pt where it was stored; "auto" does so if there is one.
             overwrite: replace a run of this name.
             weight_decay: for weights, not for biases and norms; None leaves it to the optimizer.

@@ -28,8 +28,8 @@ class BYOLSupervisor(JointEmbedding):
     Args:
         dataset: see Supervisor, also for the options that are not listed here.
         augment: makes two views; see Supervisor.
-        momentum: of the target at the first step, from where it rises to 1 by half a cosine; or a Schedule. For runs of a few hundred steps
-            use 0.99 or less, so that the target moves at all.
+        momentum: of the target at the first step, from where it rises to 1 by half a cosine; or a Schedule. For runs of a few
+            hundred steps use 0.99 or less, so that the target moves at all.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         projector: from features (B, D) to embeddings (B, E); None for the paper's MLP with E = 256.
         predictor: from embeddings (B, E) to predictions (B, E); None for the paper's MLP.

@@ -12,8 +12,8 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from superself.augment.warp import gather_samples
 from superself.augment.transform import Transform, per_sample, scatter_samples
+from superself.augment.warp import gather_samples
 from superself.basics.colour import greyscale, rgb_to_lab
 
 

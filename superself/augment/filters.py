@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from superself.augment.warp import weighted_rows
 from superself.augment.transform import Transform, as_range, per_sample, uniform_between
+from superself.augment.warp import weighted_rows
 from superself.basics.colour import greyscale
 
 

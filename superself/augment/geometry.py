@@ -12,8 +12,8 @@ import torch
 from scipy.ndimage import map_coordinates
 from torch import Tensor
 
-from superself.augment.warp import Warp, float_copy, scale_and_shift
 from superself.augment.transform import GeometricTransform, uniform_between
+from superself.augment.warp import Warp, float_copy, scale_and_shift
 
 ATTEMPTS = 10  # boxes that a random resized crop draws before it takes the central one, as in torchvision
 
