@@ -1,7 +1,7 @@
-"""Any algorithm, end to end: train without labels, store, load anew, measure, and look.
+"""Any algorithm, end to end: train without labels, store, load, measure, and look.
 
 python test.py                                                      the demo: Split-Brain on the embedded photographs
-python test.py rotatenet --data my_images --size 64 --epochs 5      one algorithm on a folder of your own
+python test.py rotatenet --data my_images --size 64 --epochs 5      one algorithm on your own folder
 python test.py all --quick                                          every algorithm for a few steps
 """
 
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def run(algorithm: str, options: argparse.Namespace) -> None:
-    """The whole way from images to a measured backbone; copy from here."""
+    """From images to a measured backbone; copy from here."""
     train, test = open_data(options)
     name = f"store/{algorithm}"
 
@@ -37,25 +37,28 @@ def run(algorithm: str, options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         name=name,
         lr_scheduler=warmup_cosine(0.1),
+        overwrite=True,
     )
 
-    # Load it anew, as another program would: no data set is needed.
+    # Load it as another program would: no data set is needed.
     supervisor = create(algorithm).load(name)
     backbone = supervisor.get_backbone().to(device)
 
     # Measure it against the same network before training, where there are labels to measure with.
     if test is None:
-        print("No labels, so nothing to measure: give PATH/train/CLASS and PATH/test/CLASS folders for the table.")
+        print(
+            "No labels, so there is nothing to measure: pass PATH/train/CLASS and PATH/test/CLASS folders for the table."
+        )
     else:
         compare(backbone, train, test)
 
-    # Look: query images with the images that the backbone finds most alike.
+    # Look: query images with the images that the backbone finds most similar.
     shown = train if test is None else test
     print(f"checkpoint: {name}.pt\nnearest neighbours: {show_neighbours(backbone, shown, f'{name}.png')}")
     if hasattr(supervisor, "show_reconstruction"):  # predictive and generative ones
-        print(f"what comes back: {supervisor.show_reconstruction(f'{name}.pretext.png', shown)}")
+        print(f"reconstruction: {supervisor.show_reconstruction(f'{name}.pretext.png', shown)}")
     if hasattr(supervisor, "show_inputs"):
-        print(f"what the network is given: {supervisor.show_inputs(f'{name}.pretext.png', shown)}")
+        print(f"inputs of the network: {supervisor.show_inputs(f'{name}.pretext.png', shown)}")
 
 
 def open_data(options: argparse.Namespace) -> tuple:

@@ -31,7 +31,7 @@ def held_out_loss(
         for places in chosen.split(batch_size):
             if len(places) == batch_size or filling or not losses:
                 with supervisor.run.autocast():
-                    loss = supervisor._forward(supervisor._to_device((images.batch(places).images, places)))
+                    loss = supervisor._forward(supervisor._to_device(images.batch(places)))
             for name in banks if filling else ():
                 getattr(supervisor, name).commit()
             if not filling:

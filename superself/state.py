@@ -5,18 +5,15 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from superself.basics.random import preserve_random_state
 from superself.data import ImageSpec, Preprocessing
 from superself.training import dataset_state_keys, read_checkpoint, require_fit, versions
 from superself.training.hyper_parameters import adopt, stored_values
 
-if TYPE_CHECKING:
-    from superself.supervisor import Supervisor
 
-
-def supervisor_state(supervisor: Supervisor) -> dict[str, Any]:
+def supervisor_state(supervisor: Any) -> dict[str, Any]:
     """What NAME.pt holds of the supervisor; the run adds step, optimizer, schedule and random state."""
     images = supervisor.images
     return {
@@ -31,7 +28,7 @@ def supervisor_state(supervisor: Supervisor) -> dict[str, Any]:
     }
 
 
-def load_run(supervisor: Supervisor, name: str | Path) -> dict[str, Any]:
+def load_run(supervisor: Any, name: str | Path) -> dict[str, Any]:
     """Gives ``supervisor`` the weights, hyper-parameters and preprocessing of a stored run, and returns the whole file.
 
     Networks are built again only if a hyper-parameter from the file or the shape of its images requires it. Seed, generator
@@ -62,7 +59,7 @@ def load_run(supervisor: Supervisor, name: str | Path) -> dict[str, Any]:
     return stored
 
 
-def _build_again(supervisor: Supervisor, shape: tuple[int, int, int]) -> None:
+def _build_again(supervisor: Any, shape: tuple[int, int, int]) -> None:
     attached = supervisor._top_names() - supervisor._built
     device = supervisor.device
     with preserve_random_state():
@@ -71,7 +68,7 @@ def _build_again(supervisor: Supervisor, shape: tuple[int, int, int]) -> None:
     supervisor._built = supervisor._top_names() - attached
 
 
-def _load_weights(supervisor: Supervisor, name: str | Path, stored: dict[str, Any], contradictions: list[str]) -> None:
+def _load_weights(supervisor: Any, name: str | Path, stored: dict[str, Any], contradictions: list[str]) -> None:
     own, model = supervisor.state_dict(), stored["model"]
 
     def top(key: str) -> str:
@@ -86,7 +83,7 @@ def _load_weights(supervisor: Supervisor, name: str | Path, stored: dict[str, An
     supervisor.load_state_dict(model)
 
 
-def _check_shape(supervisor: Supervisor, name: str | Path, shape: tuple[int, int, int]) -> None:
+def _check_shape(supervisor: Any, name: str | Path, shape: tuple[int, int, int]) -> None:
     if not supervisor.has_data:
         return
     channels, *size = supervisor.view_shape

@@ -25,6 +25,8 @@ LAYERS = (
     {"data"},
     {"augment"},
     {"evaluation"},
+    {"state"},
+    {"buildable"},
     {"supervisor"},
     {"joint_embedding", "adversarial", "labels"},
     {"algorithms"},
@@ -60,6 +62,44 @@ def test_imports_point_one_way(path):
     assert set(imports_of(ast.parse(path.read_text()))) <= allowed
 
 
+def module_name(path):
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def modules_imported_by(path, modules):
+    """The modules of the package that a file imports, wherever the import stands."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("superself"):
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in modules else node.module
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("superself"))
+
+
+def test_no_module_imports_itself_through_others():
+    modules = {module_name(path): path for path in FILES}
+    graph = {name: set(modules_imported_by(path, modules)) - {name} for name, path in modules.items()}
+    finished, running = set(), []
+
+    def visit(name):
+        assert name not in running, " -> ".join([*running[running.index(name) :], name])
+        if name not in finished:
+            running.append(name)
+            for other in sorted(graph.get(name, ())):
+                visit(other)
+            finished.add(running.pop())
+
+    for name in graph:
+        visit(name)
+
+
+def test_no_function_has_the_name_of_its_module():
+    for path in FILES:
+        defined = [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+        assert path.stem not in defined, path
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_device_is_written_into_the_package(path):
     """No .cuda(), no "cuda:0": where the parameters are is where work is done. Asking what kind a device is, is allowed."""
@@ -83,7 +123,7 @@ def test_there_is_one_epoch_loop():
     ]
     assert {name for name, _ in loops} == {"supervisor.py"}
     backward = [p.name for p in FILES if ".backward(" in p.read_text()]
-    assert backward == ["adversarial.py", "supervisor.py"]
+    assert sorted(backward) == ["run.py", "supervisor.py"]  # the step, and the pass that estimates how long a run takes
 
 
 @pytest.mark.parametrize("hook", SIGNATURES)
@@ -119,6 +159,14 @@ def test_every_algorithm_has_a_file_of_its_own():
     files = {inspect.getfile(cls) for cls in ALGORITHMS.values()}
     assert files == {str(p) for p in (PACKAGE / "algorithms").glob("*.py") if p.name != "__init__.py"}
     assert len(files) == len(ALGORITHMS)
+
+
+def test_every_algorithm_has_a_test_a_case_and_a_page():
+    root = PACKAGE.parent
+    for name in ALGORITHMS:
+        assert (root / "tests" / "algorithms" / f"test_{name}.py").is_file(), name
+        page = root / "docs" / "algorithms" / f"{name}.md"
+        assert page.is_file() and "```python" in page.read_text(), name
 
 
 def test_importing_needs_no_elasticdeform_and_no_extra():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from superself import CombinedNet, LabelSupervisor, RotateNetSupervisor, Supervisor
-from superself.data import open_images
+from superself.data import Batch, open_images
 from superself.labels import _hits, multilabel_loss
 from superself.networks.modes import evaluation_mode
 
@@ -192,7 +192,7 @@ def test_multilabel_loss_leaves_unknown_labels_out():
 def test_labels_can_be_vectors(loss, labels):
     supervisor = LabelSupervisor(CombinedNet(TinyBackbone(), nn.Linear(16, 2)), labelled(), loss=loss)
     images, targets = labelled().tensors[0][:2], torch.tensor(labels)
-    value = supervisor._forward((images, targets))
+    value = supervisor._forward(Batch(images, target=targets))
     with evaluation_mode(supervisor):
         predictions = supervisor.model(supervisor.preprocessing(images))
     assert torch.equal(value, loss(predictions, targets)) and value.isfinite()

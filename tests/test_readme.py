@@ -28,7 +28,7 @@ def test_code_blocks_run_one_after_the_other(capsys):
     Path("my_images/nested").mkdir(parents=True)
     for i in range(32):
         Image.fromarray(random.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(f"my_images/nested/{i}.png")
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 8
     for block in BLOCKS:
         for large, small in SMALLER:
             block = block.replace(large, small)

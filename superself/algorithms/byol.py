@@ -12,7 +12,7 @@ from superself.data import Batch
 from superself.joint_embedding import JointEmbedding
 from superself.losses import NegativeCosine
 from superself.networks import MLP, MomentumEncoder
-from superself.training import cosine
+from superself.training import Schedule
 
 
 class BYOLSupervisor(JointEmbedding):
@@ -28,8 +28,8 @@ class BYOLSupervisor(JointEmbedding):
     Args:
         dataset: see Supervisor, also for the options that are not listed here.
         augment: makes two views; see Supervisor.
-        momentum: of the target at the first step; rises to 1 over the run by half a cosine. For runs of a few hundred steps
-            use 0.99 or less, so that the target moves at all.
+        momentum: of the target at the first step, from where it rises to 1 by half a cosine; or a Schedule. For runs of a few
+            hundred steps use 0.99 or less, so that the target moves at all.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         projector: from features (B, D) to embeddings (B, E); None for the paper's MLP with E = 256.
         predictor: from embeddings (B, E) to predictions (B, E); None for the paper's MLP.
@@ -52,7 +52,7 @@ class BYOLSupervisor(JointEmbedding):
         self,
         dataset: Any = None,
         augment: Any = "byol",
-        momentum: float = 0.996,
+        momentum: float | Schedule = 0.996,
         backbone: str | nn.Module | None = None,
         projector: nn.Module | None = None,
         predictor: nn.Module | None = None,
@@ -86,7 +86,8 @@ class BYOLSupervisor(JointEmbedding):
         return 2 + 2 * loss  # Eq. 2
 
     def _after_step(self) -> None:
-        self.target.update(self.model, cosine(self.momentum, 1.0, self.run.progress))  # Eq. 1; Sec. 3.2
+        momentum = self.momentum if isinstance(self.momentum, Schedule) else Schedule(self.momentum, 1.0)  # Sec. 3.2
+        self.target.update(self.model, self.scheduled(momentum))  # Eq. 1
 
     def _default_loss(self) -> NegativeCosine:
         return NegativeCosine()

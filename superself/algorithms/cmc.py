@@ -99,7 +99,9 @@ class ContrastiveMultiviewCodingSupervisor(JointEmbedding):
         with torch.no_grad(), evaluation_mode(self.model):
             embedding, _ = self.model(torch.zeros(2, *self.network_shape, device=self.device))
         self.embedding_width = embedding.shape[1]  # E, of each half
-        self.l_bank, self.ab_bank = (MemoryBank(len(self.images), self.embedding_width, self.momentum) for _ in range(2))
+        self.l_bank, self.ab_bank = (
+            MemoryBank(len(self.images), self.embedding_width, self.momentum) for _ in range(2)
+        )
 
     def _forward(self, data: Batch) -> Tensor:
         (view,) = self.views(data)  # (B, 3, h, w) in RGB

@@ -86,8 +86,9 @@ class ExemplarNetSupervisor(Supervisor):
 
     def _sampler(self, batch_size: int, shuffle: bool) -> EpochSampler:
         """Batches of the chosen images only."""
-        chosen = (self.classes != NO_CLASS).nonzero().squeeze(1).cpu()
-        return EpochSampler(len(self.images), batch_size, shuffle, self.seed, chosen)
+        sampler = super()._sampler(batch_size, shuffle)
+        sampler.set_places((self.classes != NO_CLASS).nonzero().squeeze(1))
+        return sampler
 
     def _forward(self, data: Batch) -> Tensor:
         (view,) = self.views(data)  # (B, C, h, w)

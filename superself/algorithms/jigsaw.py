@@ -1,4 +1,4 @@
-"""Jigsaw: in which order do the tiles of the image come?"""
+"""Jigsaw: in which order are the tiles of the image?"""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ class JigsawNetSupervisor(Supervisor):
     """Cuts each image into tiles, orders them by one of a set of permutations, and classifies the permutation.
 
     L = mean over images and their puzzles of the cross-entropy of the predicted permutation; chance level: ln K for K
-    permutations. Against shortcuts, a tile is smaller than its cell and placed at random in it, is standardised on its own,
-    has its colour channels shifted against each other, and is sometimes grey. The backbone sees one tile at a time and
-    the head all features in the permuted order (the context-free network), so puzzles of an image share their features.
+    permutations. To prevent shortcuts, a tile is smaller than its cell and at a random position in it, is standardised on
+    its own, has its colour channels shifted against each other, and is sometimes grey. The backbone sees one tile at a
+    time and the head all features in the permuted order (the context-free network), so the puzzles of an image share
+    their features.
 
     Source: Noroozi & Favaro, Jigsaw, arXiv:1603.09246.
     Deviations: 2 x 2 tiles and all 24 permutations, for small images (the paper: ``grid=3, n_permutations=1000``); several
@@ -35,10 +36,10 @@ class JigsawNetSupervisor(Supervisor):
     Args:
         dataset: see Supervisor, also for the options that are not listed here. Padding in ``augment`` would be a shortcut.
         grid: tiles along each axis, 2 or 3.
-        n_permutations: K, as far apart as possible; all there are if they are fewer.
+        n_permutations: K, as different from each other as possible; all of them if there are fewer.
         n_permutations_per_image: puzzles of each image in a step, all different.
         tile: side of a tile as a fraction of its cell's.
-        channel_jitter: how far each channel of a tile is shifted at most, as a fraction of its side.
+        channel_jitter: largest shift of each channel of a tile, as a fraction of its side.
         greyscale: fraction of the tiles that become grey.
         whole: give the backbone the whole puzzle as one image instead of one tile at a time.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module; sees tiles and, later, images.
@@ -81,11 +82,12 @@ class JigsawNetSupervisor(Supervisor):
         require_fraction("tile", tile, "is the side of a tile as a fraction of its cell's", lower_open=True)
         require_fraction("channel_jitter", channel_jitter, "is a fraction of a tile's side")
         require_fraction("greyscale", greyscale, "is the fraction of tiles that become grey")
+        require_count("n_permutations_per_image", n_permutations_per_image, "is the number of puzzles of an image")
         most = min(n_permutations, math.factorial(grid**2))
-        if not 1 <= n_permutations_per_image <= most:
+        if n_permutations_per_image > most:
             raise ValueError(
-                f"n_permutations_per_image={n_permutations_per_image} must be different permutations out of {most}; pass a "
-                f"number from 1 to {most}."
+                f"n_permutations_per_image={n_permutations_per_image} different permutations are needed and there are {most}; "
+                f"pass a number from 1 to {most}."
             )
         self.grid, self.n_permutations, self.n_permutations_per_image = grid, n_permutations, n_permutations_per_image
         self.tile, self.channel_jitter, self.greyscale, self.whole = tile, channel_jitter, greyscale, whole
@@ -96,9 +98,11 @@ class JigsawNetSupervisor(Supervisor):
         self.register_buffer("permutations", permutation_set(self.grid**2, self.n_permutations))  # (K, T)
         tile, _ = self._tile_sizes(self.network_shape)
         side, parts = (self.grid * tile, 1) if self.whole else (tile, self.grid**2)
-        backbone = build_backbone(self.given.backbone, self.network_shape)
+        backbone, predictor = build_backbone(self.given.backbone, self.network_shape), self.given.predictor
         width = parts * tile_width(backbone, self.network_shape, side, "a smaller grid, larger images")
-        self.model = CombinedNet(backbone, self.given.predictor or MLP(width, len(self.permutations), hidden=512))
+        if predictor is None:
+            predictor = MLP(width, len(self.permutations), hidden=512)
+        self.model = CombinedNet(backbone, predictor)
 
     def _build_views(self) -> None:
         super()._build_views()
@@ -107,7 +111,8 @@ class JigsawNetSupervisor(Supervisor):
         self.to_grey = RandomGrayscale(self.greyscale)
 
     def _forward(self, data: Batch) -> Tensor:
-        tiles = self._tiles(self.raw_views(data)[0])  # (B, T, C, t, t)
+        (images,) = self.raw_views(data)  # (B, C, H, W)
+        tiles = self._tiles(images)  # (B, T, C, t, t)
         targets, orders = self._orders(len(tiles))  # (B, P), (B, P, T)
         sample = torch.arange(len(tiles), device=tiles.device).view(-1, 1, 1)
         if self.whole:
@@ -123,11 +128,11 @@ class JigsawNetSupervisor(Supervisor):
         tiles = self.cut(images, self.generator)
         shifted = shift_channels(tiles.flatten(0, 1), self.jitter, self.generator)
         seen = self.preprocessing(self.to_grey(shifted, self.generator))
-        std, mean = torch.std_mean(seen, (1, 2, 3), keepdim=True, correction=0)  # over all channels, so hues stay
+        std, mean = torch.std_mean(seen, (1, 2, 3), keepdim=True, correction=0)  # over all channels, so hues are kept
         return ((seen - mean) / std.clamp(min=1e-5)).unflatten(0, tiles.shape[:2])
 
     def _orders(self, count: int) -> tuple[Tensor, Tensor]:
-        """Different permutations for every image: their numbers (B, P), and the order of their tiles (B, P, T)."""
+        """P different permutations for every image: their class (B, P), and the order of the tiles in each (B, P, T)."""
         scores = torch.rand(count, len(self.permutations), generator=self.generator)
         targets = scores.topk(self.n_permutations_per_image).indices.to(self.permutations.device, non_blocking=True)
         return targets, self.permutations[targets]
@@ -150,20 +155,21 @@ class JigsawNetSupervisor(Supervisor):
         return math.log(len(self.permutations))
 
     def show_inputs(self, path: str | Path, dataset: Any = None, count: int = 8) -> Path:
-        """Writes a PNG with a row for each image: the image, then its puzzles, in tiles if the network gets it so.
+        """Writes a PNG with a row for each image: the image, then its puzzles, as separate tiles unless ``whole`` is set.
 
         Args:
-            path: where the picture goes; missing folders are made.
+            path: of the file; missing folders are made.
             dataset: anything that ``open_images`` takes; None takes the images that are trained on.
             count: rows.
         """
 
         def columns(images: Tensor) -> list[Tensor]:
-            tiles, (_, orders) = self._tiles(images), self._orders(len(images))
-            shown = (0.5 + tiles / 5).clamp(0, 1)  # two and a half standard deviations on either side
+            (views,) = self.raw_views(Batch(images))
+            tiles, (_, orders) = self._tiles(views), self._orders(len(views))
+            shown = (0.5 + tiles / 5).clamp(0, 1)  # from -2.5 to 2.5 standard deviations
             shown = shown if self.whole else pad(shown, (1, 1, 1, 1), value=1.0)
-            sample = torch.arange(len(images), device=images.device).view(-1, 1)
-            return [to_float(images)] + [assemble(shown[sample, order]) for order in orders.unbind(1)]
+            sample = torch.arange(len(views), device=views.device).view(-1, 1)
+            return [to_float(views)] + [assemble(shown[sample, order]) for order in orders.unbind(1)]
 
         return show_columns(self, columns, path, dataset, count)
 
@@ -184,6 +190,6 @@ def shift_channels(images: Tensor, pixels: int, generator: torch.Generator) -> T
         return images
     height, width = (side - 2 * pixels for side in images.shape[2:])
     windows = images.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2 * pixels + 1, 2 * pixels + 1, h, w)
-    places = torch.randint(2 * pixels + 1, (2, *images.shape[:2]), generator=generator).to(images.device)
+    top, left = torch.randint(2 * pixels + 1, (2, *images.shape[:2]), generator=generator).to(images.device)  # (B, C)
     sample, channel = (torch.arange(n, device=images.device) for n in images.shape[:2])
-    return windows[sample[:, None], channel, places[0], places[1]]
+    return windows[sample[:, None], channel, top, left]

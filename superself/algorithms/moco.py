@@ -16,6 +16,7 @@ from superself.data import Batch
 from superself.joint_embedding import JointEmbedding
 from superself.losses import InfoNCE
 from superself.networks import MLP, FeatureQueue, MomentumEncoder
+from superself.training import Schedule
 
 PROJECTORS = {"linear": 1, "mlp": 2}  # name -> layers
 
@@ -35,7 +36,7 @@ class MomentumContrastSupervisor(JointEmbedding):
         dataset: see Supervisor, also for the options that are not listed here.
         augment: makes two views; see Supervisor. "moco-v1" for the first version.
         queue_size: K; the papers have 65536, the authors' CIFAR-10 notebook 4096.
-        momentum: of the key encoder; the authors' CIFAR-10 notebook has 0.99, for short runs.
+        momentum: of the key encoder, or a Schedule; the authors' CIFAR-10 notebook has 0.99, for short runs.
         temperature: t; 0.07 in v1.
         splits: parts of a batch, of at least two images each, that batch norm sees separately; with splits=1, batch
             statistics leak which key belongs to which query. No effect on networks without batch norm.
@@ -65,7 +66,7 @@ class MomentumContrastSupervisor(JointEmbedding):
         dataset: Any = None,
         augment: Any = "moco-v2",
         queue_size: int = 4096,
-        momentum: float = 0.999,
+        momentum: float | Schedule = 0.999,
         temperature: float = 0.2,
         splits: int = 4,
         symmetric: bool = False,
@@ -103,7 +104,7 @@ class MomentumContrastSupervisor(JointEmbedding):
         return torch.stack(losses).mean()
 
     def _after_step(self) -> None:
-        self.key_encoder.update(self.model, self.momentum)  # Eq. 2
+        self.key_encoder.update(self.model, self.scheduled(self.momentum))  # Eq. 2
         self.queue.commit()
 
     def _split_batch_norm(self, network: nn.Module, views: Tensor) -> Tensor:

@@ -33,7 +33,8 @@ class RotateNetSupervisor(Supervisor):
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         predictor: from features (B, D) to logits (B, K); None for the MLP.
         loss: of (logits (B, K), targets (B,)); None for the cross-entropy.
-        augment: of the image before it is rotated; "crop-flip" pads by an eighth and crops at random, then flips.
+        augment: of the image before it is rotated; "crop-flip" pads by an eighth of the side, crops at random and flips. It must
+            not rotate.
     Shape:
         batch of images (B, C, H, W) -> loss ().
     Raises:
@@ -70,9 +71,10 @@ class RotateNetSupervisor(Supervisor):
 
     def _build(self) -> None:
         self.loss = self.given.loss or nn.CrossEntropyLoss()
-        backbone = build_backbone(self.given.backbone, self.network_shape)
-        width = feature_width(backbone, self.network_shape)
-        self.model = CombinedNet(backbone, self.given.predictor or MLP(width, len(self.rotations), hidden=512))
+        backbone, predictor = build_backbone(self.given.backbone, self.network_shape), self.given.predictor
+        if predictor is None:
+            predictor = MLP(feature_width(backbone, self.network_shape), len(self.rotations), hidden=512)
+        self.model = CombinedNet(backbone, predictor)
 
     def _forward(self, data: Batch) -> Tensor:
         (images,) = self.views(data)  # (B, C, H, W)
@@ -89,12 +91,12 @@ class RotateNetSupervisor(Supervisor):
 
 
 def rotated_views(images: Tensor, rotations: Sequence[float], generator: torch.Generator) -> Tensor:
-    """All rotations of all images, the first rotation of every image first.
+    """All rotations of all images: first every image at the first angle, then every image at the second, and so on.
 
     Multiples of 90 degrees only move pixels. Any other angle needs interpolation and leaves corners without an image. So
     that neither gives the angle away, all views of such a set (0 and 90 degrees included) go through the same isotropic
-    Gaussian and the same interpolation at a random sub-pixel shift, and keep only the square that lies inside the image
-    at any angle.
+    Gaussian and the same interpolation at a random shift of less than a pixel, and keep only the square that lies inside
+    the image at any angle.
 
     Shape:
         images (B, C, H, W) -> (K * B, C, S, S); S is the shorter side, divided by sqrt(2) for angles other than right ones.
@@ -105,11 +107,11 @@ def rotated_views(images: Tensor, rotations: Sequence[float], generator: torch.G
     if all(angle % 90 == 0 for angle in rotations):
         return torch.cat([square.rot90(round(angle / 90), dims=(-2, -1)) for angle in rotations])
     square = gaussian_blur(square, [2 * min(4, side // 4) + 1] * 2, [SMOOTHING] * 2)
-    return torch.cat([_turned_inside(square, angle, generator) for angle in rotations])
+    return torch.cat([_rotate_inscribed_square(square, angle, generator) for angle in rotations])
 
 
-def _turned_inside(square: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
-    """The inscribed square of each image, turned counter-clockwise by ``degrees`` at a random shift below a pixel."""
+def _rotate_inscribed_square(square: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
+    """The inscribed square of each image, rotated counter-clockwise by ``degrees`` and shifted by less than a pixel."""
     B, C, side, _ = square.shape
     inside = int((side - 2) / math.sqrt(2))  # one pixel less on each side, for the shift and the smoothed border
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))

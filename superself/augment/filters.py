@@ -1,4 +1,4 @@
-"""Blur, noise, parts taken away, edges, and normalisation."""
+"""Filters: Gaussian blur, Sobel derivatives and sharpness."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from superself.augment.resample import weighted_rows
 from superself.augment.transform import Transform, as_range, per_sample, uniform_between
+from superself.augment.warp import weighted_rows
 from superself.basics.colour import greyscale
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
-    """A Gaussian of ``sigma`` (B,) pixels, cut off at ``kernel_size`` pixels; images are mirrored at their edges."""
+    """Blur with a Gaussian of ``sigma`` (B,) pixels, truncated to ``kernel_size`` pixels; edges are mirrored.
+
+    Shape:
+        images (B, C, H, W), sigma (B,) -> (B, C, H, W).
+    """
     half = kernel_size // 2
     if half >= min(images.shape[2:]):
         raise ValueError(
-            f"kernel_size={kernel_size} reaches beyond images of {images.shape[2]} x {images.shape[3]}; "
-            f"pass one below {2 * min(images.shape[2:])}, or None for a tenth of the image."
+            f"kernel_size={kernel_size} is too large for images of {images.shape[2]} x {images.shape[3]}; "
+            f"pass less than {2 * min(images.shape[2:])}, or None for a tenth of the image."
         )
     offsets = torch.arange(-half, half + 1, device=images.device)
     weight = torch.softmax(-0.5 * (offsets / per_sample(sigma, images)[:, 0]) ** 2, 2)  # (B, 1, K)
@@ -30,11 +34,11 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
 
 
 class GaussianBlur(Transform):
-    """A Gaussian blur with a sigma of its own for every sample, uniform between the bounds, in pixels.
+    """Gaussian blur with sigma drawn uniformly for each sample.
 
     Args:
         kernel_size: odd number of pixels; None takes a tenth of the image's shorter side.
-        sigma: bounds, or one number for all.
+        sigma: bounds in pixels, or one number for all samples.
         p: probability for each sample.
     """
 
@@ -43,7 +47,7 @@ class GaussianBlur(Transform):
     ) -> None:
         super().__init__(1, p)
         if kernel_size is not None and kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} has no middle; pass an odd number.")
+            raise ValueError(f"kernel_size={kernel_size} is even, so it has no central pixel; pass an odd number.")
         self.kernel_size, self.sigma = kernel_size, as_range(sigma)
 
     def transform(self, images: Tensor, numbers: Tensor) -> Tensor:
@@ -52,7 +56,7 @@ class GaussianBlur(Transform):
 
 
 def blur_kernel_size(size: int) -> int:
-    """The odd number of pixels next to a tenth of ``size``, at least 3: 23 for 224."""
+    """The odd number closest to a tenth of ``size`` pixels, at least 3: 23 for 224."""
     return max(3, int(size * 0.1) // 2 * 2 + 1)
 
 
@@ -75,9 +79,9 @@ class Sobel(Transform):
 
 
 def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Images mixed with their blurred selves: 0 is blurred, 1 the image, 2 sharper; the border stays.
+    """Images mixed with a blurred copy: factor 0 is the copy, 1 the image, 2 sharper; the outermost pixels are kept.
 
-    The blur is Pillow's: 3 x 3 pixels, the middle one with weight 5/13, the others with 1/13.
+    The blur is Pillow's: 3 x 3 pixels, the central one with weight 5/13, the others with 1/13.
     """
     inner = images[:, :, 1:-1, 1:-1]
     blurred = (9 * F.avg_pool2d(images, 3, 1) + 4 * inner) / 13
@@ -87,7 +91,12 @@ def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 class RandomAdjustSharpness(Transform):
-    """Blurred (0) to sharper than it is (2); a number, or bounds."""
+    """Sharpness changed by a factor: 0 blurs, 1 changes nothing, 2 sharpens.
+
+    Args:
+        factor: bounds, or one number for all samples.
+        p: probability for each sample.
+    """
 
     def __init__(self, factor: float | tuple[float, float] = 2.0, p: float = 0.5) -> None:
         super().__init__(1, p)

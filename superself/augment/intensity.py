@@ -1,4 +1,4 @@
-"""Changes of tone that need no colour: solarize, posterize, invert, autocontrast, equalize, sharpness."""
+"""Changes of intensity, channel by channel: solarize, posterize, invert, autocontrast, equalize, normalise."""
 
 from __future__ import annotations
 
@@ -12,25 +12,30 @@ from superself.augment.transform import Transform, as_range, per_sample, uniform
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Pixels from the threshold (B,) on inverted."""
+    """Inverts pixels at or above the threshold (B,)."""
     return torch.where(images >= per_sample(threshold, images), 1 - images, images)
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """The highest ``bits`` (B,) of the eight bits of each pixel."""
+    """Keeps the highest ``bits`` (B,) of the eight bits of each pixel."""
     step = per_sample(2 ** (8 - bits), images)
     return torch.floor((255 * images).round_() / step) * step / 255
 
 
 def autocontrast(images: Tensor) -> Tensor:
-    """Every channel stretched to [0, 1]; a constant one stays as it is."""
+    """Stretches each channel to [0, 1]; a constant channel is kept."""
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     flat = low == high
     return (images - torch.where(flat, 0.0, low)) / torch.where(flat, 1.0, high - low)
 
 
 class RandomSolarize(Transform):
-    """Pixels from ``threshold`` on inverted; a number, or bounds from which each sample draws one."""
+    """Pixels at or above a threshold inverted.
+
+    Args:
+        threshold: bounds, or one number for all samples.
+        p: probability for each sample.
+    """
 
     def __init__(self, threshold: float | tuple[float, float] = 0.5, p: float = 0.5) -> None:
         super().__init__(1, p)
@@ -41,7 +46,12 @@ class RandomSolarize(Transform):
 
 
 class RandomPosterize(Transform):
-    """Only the highest ``bits`` of the eight kept; a number, or bounds (both included)."""
+    """Only the highest bits of each pixel kept, of eight.
+
+    Args:
+        bits: bounds, both included, or one number for all samples.
+        p: probability for each sample.
+    """
 
     def __init__(self, bits: int | tuple[int, int] = (4, 8), p: float = 0.5) -> None:
         super().__init__(1, p)
@@ -52,7 +62,7 @@ class RandomPosterize(Transform):
 
 
 class RandomInvert(Transform):
-    """The negative."""
+    """The negative of the image, with probability ``p``."""
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__(0, p)
@@ -62,7 +72,7 @@ class RandomInvert(Transform):
 
 
 class RandomAutocontrast(Transform):
-    """Every channel stretched to the whole range."""
+    """Each channel stretched to [0, 1], with probability ``p``."""
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__(0, p)
@@ -72,7 +82,7 @@ class RandomAutocontrast(Transform):
 
 
 class RandomEqualize(Transform):
-    """The histogram of every channel made flat, at 8 bits."""
+    """The histogram of each channel equalised, at 8 bits, with probability ``p``."""
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__(0, p)
@@ -83,18 +93,23 @@ class RandomEqualize(Transform):
 
 
 class Normalize(Transform):
-    """(pixel - mean) / std, one value a channel; the last step."""
+    """(pixel - mean) / std, usually as the last step.
+
+    Args:
+        mean: one value per channel.
+        std: one value per channel.
+    """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if min(std) <= 0:
-            raise ValueError(f"Normalize has std={tuple(std)}; pass numbers above 0.")
+            raise ValueError(f"Normalize needs positive values of std, got {tuple(std)}.")
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def transform(self, images: Tensor, numbers: Tensor) -> Tensor:
         if images.shape[1] != len(self.mean):
             raise ValueError(
-                f"Normalize has {len(self.mean)} means for images of {images.shape[1]} channels; pass one for each."
+                f"Normalize has {len(self.mean)} means for images of {images.shape[1]} channels; pass one per channel."
             )
         return images.sub_(self.mean.to(images.device)).div_(self.std.to(images.device))

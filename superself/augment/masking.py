@@ -12,7 +12,13 @@ from superself.augment.transform import Transform, as_range, per_sample, uniform
 
 
 class PixelMask(Transform):
-    """Pixels, in all their channels, set to ``value``, each with a probability between the bounds ``ratio``."""
+    """Random pixels, in all channels, set to a constant.
+
+    Args:
+        ratio: probability of each pixel to be masked; bounds to draw it from, or one number for all samples.
+        value: of masked pixels.
+        p: probability for each sample.
+    """
 
     def __init__(self, ratio: float | tuple[float, float] = 0.5, value: float = 0.0, p: float = 1.0) -> None:
         super().__init__(3, p)
@@ -26,7 +32,7 @@ class PixelMask(Transform):
 
 
 def erase(images: Tensor, box: Tensor, value: float) -> Tensor:
-    """The boxes (B, 4) left, top, right, bottom in whole pixels set to ``value``; overwrites the images."""
+    """Sets the boxes (B, 4) left, top, right, bottom, in whole pixels, to ``value``; overwrites the images."""
     left, top, right, bottom = (side.view(-1, 1) for side in box.to(images.device, non_blocking=True).unbind(1))
     x, y = (torch.arange(side, device=images.device) for side in (images.shape[3], images.shape[2]))
     rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
@@ -34,16 +40,16 @@ def erase(images: Tensor, box: Tensor, value: float) -> Tensor:
 
 
 class RandomErasing(Transform):
-    """A box of random area, proportions and place set to ``value``; drawn as torchvision draws it, in one attempt.
+    """A box of random area, aspect ratio and position set to a constant; drawn as in torchvision, in one attempt.
 
     Args:
         scale: bounds of the box's area as a fraction of the image's, uniform.
         ratio: bounds of height / width, uniform in its logarithm.
-        value: what the box is filled with.
+        value: of the pixels in the box.
         p: probability for each sample.
 
     Source: Zhong et al., Random Erasing, arXiv:1708.04896.
-    Deviations: a box that does not fit is cut to the image's height or width, where torchvision draws another one.
+    Deviations: a box that does not fit is cut to the image's height or width; torchvision draws another one.
     """
 
     def __init__(
@@ -69,12 +75,12 @@ class RandomErasing(Transform):
 
 
 class RandomBlocks(Transform):
-    """``count`` square blocks at random places set to ``value``; they may overlap.
+    """Square blocks at random positions set to a constant; they may overlap.
 
     Args:
-        count: blocks in every sample.
+        count: blocks per image.
         size: their side as a fraction of the image's shorter side.
-        value: what they are filled with.
+        value: of the pixels in the blocks.
         p: probability for each sample.
     """
 

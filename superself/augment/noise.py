@@ -12,10 +12,10 @@ from superself.augment.transform import Transform, as_range, per_sample, uniform
 
 
 def pixel_noise(numbers: Tensor, shape: Sequence[int], device: torch.device) -> Tensor:
-    """Uniform random numbers for every pixel, a function of the sample's two numbers and the pixel's place alone.
+    """Uniform random numbers for every pixel, from nothing but the sample's two numbers and the pixel's position.
 
-    A mixing function for 32 bits (rounds of multiply and shift) of place and seed, so that a sample gets the same
-    noise in whatever batch it is, on any device.
+    A 32-bit hash (rounds of multiplication and shift) of position and seed, so that a sample gets the same noise in any
+    batch and on any device.
 
     Shape:
         numbers (B, 2) -> (B, *shape) in [0, 1).
@@ -32,7 +32,12 @@ def pixel_noise(numbers: Tensor, shape: Sequence[int], device: torch.device) -> 
 
 
 class GaussianNoise(Transform):
-    """Normal noise with a standard deviation of its own for every sample, uniform between the bounds."""
+    """Normal noise, with the standard deviation drawn uniformly for each sample; the result is clipped to [0, 1].
+
+    Args:
+        sigma: bounds of the standard deviation, or one number for all samples.
+        p: probability for each sample.
+    """
 
     def __init__(self, sigma: float | tuple[float, float] = (0.0, 0.1), p: float = 1.0) -> None:
         super().__init__(5, p)

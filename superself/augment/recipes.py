@@ -207,7 +207,8 @@ def cpc(size: Size) -> Compose:
 def exemplar(size: Size) -> Compose:
     """The strong distortions of Exemplar-CNN, of the whole image: moved, turned, scaled, sheared, bent, recoloured.
 
-    Source: Dosovitskiy et al., Exemplar-CNN, arXiv:1406.6909; shift, scale, rotation and hue as remembered.
+    Source: Dosovitskiy et al., Exemplar-CNN, arXiv:1406.6909; shift, scale, rotation and hue are from memory, not
+        checked against the paper.
     Deviations: flips, shear, bends and greyscale are added; jitter replaces changes along principal components.
     """
     move = RandomAffine(degrees=20, translate=(0.2, 0.2), scale=(0.7, 1.4), shear=(-15, 15, -15, 15), fill=None)
@@ -285,7 +286,7 @@ def recipe(
     if isinstance(transform, Views):
         if views not in (None, len(transform.transforms)):
             raise ValueError(
-                f"the augmentation makes {len(transform.transforms)} views of an image, but {views} are needed; pass "
+                f"the augmentation makes {len(transform.transforms)} views of an image, {views} are needed; pass "
                 f"another one, or Views(transform, {views})."
             )
     elif views is not None and not isinstance(transform, Lambda):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from superself.augment.resample import Warp, float_copy, gather_samples, resample, resample_masks
+from superself.augment.warp import Warp, float_copy, gather_samples, resample, resample_masks
 
 CHUNK = 1_200_000  # values in a chunk of images on the CPU, small enough to stay in the cache from step to step
 

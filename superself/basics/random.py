@@ -1,4 +1,4 @@
-"""Random state: drawn, saved, restored and left alone."""
+"""The random state of torch, numpy, Python and the run: seed it, save it, restore it, preserve it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def seed_everything(seed: int, generator: torch.Generator | None = None) -> None:
-    """Seeds torch, numpy, Python's random and, where there is one, the run's own ``generator``."""
+    """Seeds torch, numpy, Python's random and, if given, the ``generator`` of the run."""
     torch.manual_seed(seed)
     if generator is not None:
         generator.manual_seed(seed)
@@ -21,10 +21,10 @@ def seed_everything(seed: int, generator: torch.Generator | None = None) -> None
 
 
 def random_state(generator: torch.Generator) -> dict[str, Any]:
-    """The state of every random source that training reads, in values a checkpoint can hold.
+    """The state of all random sources used in training, as values that a checkpoint can contain.
 
     Args:
-        generator: the run's own generator, which views are drawn from.
+        generator: the generator of the run, from which views are drawn.
     """
     kind, keys, position, has_gauss, cached = np.random.get_state()
     state: dict[str, Any] = {
@@ -39,7 +39,7 @@ def random_state(generator: torch.Generator) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], generator: torch.Generator) -> None:
-    """Puts every random source back to where ``random_state`` found it."""
+    """Restores all random sources to the state returned by ``random_state``."""
     generator.set_state(state["run"])
     torch.set_rng_state(state["torch"])
     kind, keys, position, has_gauss, cached = state["numpy"]
@@ -51,7 +51,7 @@ def set_random_state(state: dict[str, Any], generator: torch.Generator) -> None:
 
 @contextlib.contextmanager
 def preserve_random_state(seed: int | None = None) -> Iterator[None]:
-    """What runs inside may draw random numbers, from ``seed`` if there is one; what runs after sees none of it."""
+    """Restores the random state at the end of the block; with ``seed``, the block starts from that seed."""
     unused = torch.Generator()
     before = random_state(unused)
     try:

@@ -40,7 +40,7 @@ def require_nonnegative(name: str, value: Any, meaning: str = "must not be negat
 def require_fraction(
     name: str, value: Any, meaning: str = "is a fraction", *, lower_open: bool = False, upper_open: bool = False
 ) -> None:
-    """Checks that ``value`` lies between 0 and 1.
+    """Checks that ``value``, a number or a Schedule, lies between 0 and 1.
 
     Args:
         name: of the argument.
@@ -53,6 +53,10 @@ def require_fraction(
         TypeError: if ``value`` is not a number.
         ValueError: if it is out of range.
     """
+    if callable(getattr(value, "bounds", None)):  # a Schedule: what it reaches during the run
+        for bound in value.bounds():
+            require_fraction(name, bound, meaning, lower_open=lower_open, upper_open=upper_open)
+        return
     need = f"a number in {'(' if lower_open else '['}0, 1{')' if upper_open else ']'}"
     _require_number(name, value, meaning, need)
     above = value > 0 if lower_open else value >= 0

@@ -1,4 +1,4 @@
-"""Sources of images, decoding, the cache in memory, batches, and the photographs that come with the package."""
+"""Data sets: opening, decoding, keeping images in memory, batches, and photographs that come with the package."""
 
 from superself.data.batch import Batch, Item
 from superself.data.datasets import cifar10, stl10

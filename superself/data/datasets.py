@@ -1,4 +1,4 @@
-"""Data sets that have a name: "photos:test", "cifar10", "stl10:unlabeled", "imagefolder:PATH"."""
+"""Data sets by name: "photos:test", "cifar10", "stl10:unlabeled", "imagefolder:PATH"."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def cifar10(split: str = "train", root: str | Path = "dataset", download: bool =
     Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
     Args:
         split: "train" or "test".
-        root: the folder that holds it.
-        download: fetch it (170 MB) if it is not there.
+        root: the folder that contains the data set.
+        download: download it (170 MB) if it is missing.
     Raises:
-        FileNotFoundError: if it is not there.
+        FileNotFoundError: if it is missing.
     """
     _check_split("cifar10", split)
-    data = _opened("cifar10", root, lambda: datasets.CIFAR10(root, split == "train", download=download))
+    data = _open_or_explain("cifar10", root, lambda: datasets.CIFAR10(root, split == "train", download=download))
     return Images(TensorSource(stack_images(data.data), data.targets, data.classes))
 
 
@@ -39,13 +39,13 @@ def stl10(split: str = "train", root: str | Path = "dataset", download: bool = F
     Source: Coates, Lee & Ng, An Analysis of Single-Layer Networks in Unsupervised Feature Learning, 2011.
     Args:
         split: "train", "test" or "unlabeled".
-        root: the folder that holds it.
-        download: fetch it (2.6 GB) if it is not there.
+        root: the folder that contains the data set.
+        download: download it (2.6 GB) if it is missing.
     Raises:
-        FileNotFoundError: if it is not there.
+        FileNotFoundError: if it is missing.
     """
     _check_split("stl10", split)
-    data = _opened("stl10", root, lambda: datasets.STL10(root, split, download=download))
+    data = _open_or_explain("stl10", root, lambda: datasets.STL10(root, split, download=download))
     labels = None if split == "unlabeled" else data.labels
     return Images(TensorSource(stack_images(data.data), labels, data.classes))
 
@@ -56,11 +56,11 @@ def named_source(
     read: Callable[[Path], Any] | None = None,
     planes: Planes = None,
 ) -> FileSource | TensorSource | None:
-    """The source that has this name, or None if there is none.
+    """The source with this name, or None if there is none.
 
     Args:
-        name: the name, with the split after a colon; "train" unless given.
-        size: (H, W) that will be made of the images; the photographs are cut to it.
+        name: the name, with the split after a colon; "train" if omitted.
+        size: (H, W) that the images will be resized to; the photographs are cut at this size.
         read: f(path) -> image, for class folders with custom file formats.
         planes: which planes of TIFF stacks in class folders become channels.
     """
@@ -80,7 +80,9 @@ def _class_folders(path: Path, read: Callable[[Path], Any] | None, planes: Plane
     folders = sorted(folder for folder in path.glob("[!.]*") if folder.is_dir())
     files = [find_files(folder, any_extension=read is not None) for folder in folders]
     if not any(files):
-        raise ValueError(f"{str(path)!r} has no folders with images in them; pass a folder with one folder a class.")
+        raise ValueError(
+            f"{str(path)!r} has no folders with images in them; pass a folder with one subfolder per class."
+        )
     labels = [label for label, inside in enumerate(files) for _ in inside]
     paths, classes = [file for inside in files for file in inside], [folder.name for folder in folders]
     return FileSource(paths, read, labels, classes, planes)
@@ -91,11 +93,11 @@ def _check_split(name: str, split: str) -> None:
         raise ValueError(f"{name} has no split {split!r}; pass one of {', '.join(SPLITS[name])}.")
 
 
-def _opened(name: str, root: str | Path, opener: Callable[[], Any]) -> Any:
+def _open_or_explain(name: str, root: str | Path, opener: Callable[[], Any]) -> Any:
     try:
         return opener()
     except RuntimeError as error:
         raise FileNotFoundError(
-            f"{name} is not in {str(root)!r}, and nothing is downloaded unasked; run once: "
+            f"{name} is not in {str(root)!r}, and data sets are only downloaded on request; run once: "
             f"python -c \"from superself.data import {name}; {name}(root='{root}', download=True)\""
         ) from error

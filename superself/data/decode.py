@@ -1,4 +1,4 @@
-"""Image files of every common kind as arrays; nothing of their range or their channels is lost unasked."""
+"""Reads image files of all common formats as arrays, with their full range of values and all channels."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_image, read_file
 
 Planes = str | tuple[int, ...] | None  # which planes of a TIFF stack become channels: "channels" for all, or numbers
-EXTENSIONS = {  # what a folder is searched for
+EXTENSIONS = {  # of the files that a folder is searched for
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif"),
     *(".tif", ".tiff", ".pgm", ".ppm", ".pbm", ".npy"),
 }
-GREY_PNG = 0  # colour type of a PNG without colour and transparency
-GREY_MODES = ("1", "L", "LA", "La", "I", "F")  # and all that start with "I;16"
+GREY_PNG = 0  # colour type of a grey PNG without transparency
+GREY_MODES = ("1", "L", "LA", "La", "I", "F")  # and all modes that start with "I;16"
 ORIENTATION = 0x0112  # number of the tag in EXIF and in TIFF
 
 
 class Header(NamedTuple):
-    """What is known of an image before its pixels are decoded: upright, as it will be delivered."""
+    """Size, channels and type of an upright image, known before its pixels are decoded."""
 
     height: int
     width: int
@@ -107,53 +107,55 @@ def to_tensor(image: Any) -> Tensor:
         )
     if isinstance(image, Tensor):
         if image.ndim not in (2, 3):
-            raise ValueError(f"a tensor of shape {tuple(image.shape)} is no image; give (C, H, W) or (H, W).")
+            raise ValueError(f"a tensor of shape {tuple(image.shape)} is not an image; pass (C, H, W) or (H, W).")
         return torch.from_numpy(to_stored_dtype(to_numpy(image))).reshape(-1, *image.shape[-2:])
     array = from_pil(image) if isinstance(image, Image.Image) else to_stored_dtype(channels_last(np.asarray(image)))
     return torch.from_numpy(np.require(array, requirements="CW")).permute(2, 0, 1)
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """The values of any tensor; those of half precision as float32, which numpy lacks a bfloat16 for."""
+    """The values of any tensor; those of half precision as float32, since numpy has no bfloat16."""
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
 def channels_last(array: np.ndarray) -> np.ndarray:
-    """One image as (H, W, C): (H, W) gets a channel, of (C, H, W) and (H, W, C) the smaller end is the channels."""
+    """One image (H, W), (H, W, C) or (C, H, W) as (H, W, C); the smaller of the first and last axis is the channels."""
     if array.ndim == 2:
         return array[:, :, None]
     if array.ndim != 3:
-        raise ValueError(f"an array of shape {array.shape} is no image; give (H, W), (H, W, C) or (C, H, W).")
+        raise ValueError(f"an array of shape {array.shape} is not an image; pass (H, W), (H, W, C) or (C, H, W).")
     if array.shape[0] == array.shape[2]:
-        raise ValueError(f"the channels of an array of shape {array.shape} cannot be told; give a tensor (C, H, W).")
+        raise ValueError(
+            f"cannot infer which axis of an array of shape {array.shape} holds the channels; pass a tensor (C, H, W)."
+        )
     return np.moveaxis(array, 0, 2) if array.shape[0] < array.shape[2] else array
 
 
 def stored_dtype(dtype: np.dtype) -> str:
-    """Name of the type that pixels of ``dtype`` are kept as."""
+    """Name of the type in which pixels of ``dtype`` are stored."""
     if dtype.kind == "f":
         return "float32"
     if dtype.kind == "b":
         return "uint8"
     if dtype.kind == "u" and dtype.itemsize <= 2:
         return f"uint{8 * dtype.itemsize}"
-    raise ValueError(f"pixels of type {dtype} have no known range; convert them to uint8, uint16 or float32.")
+    raise ValueError(f"the value range of {dtype} pixels is unknown; convert them to uint8, uint16 or float32.")
 
 
 def to_stored_dtype(pixels: np.ndarray) -> np.ndarray:
-    """Pixels in the type that they are kept as; true and false become 255 and 0."""
+    """Pixels in the type in which they are stored; true and false become 255 and 0."""
     dtype = stored_dtype(pixels.dtype)
     return pixels.astype(dtype) * 255 if pixels.dtype.kind == "b" else pixels.astype(dtype, copy=False)
 
 
 def conform_image(image: Tensor, channels: int, dtype: torch.dtype, size: tuple[int, int]) -> Tensor:
-    """An image as the data set stores it: grey repeated, 8 bits widened, resized to cover ``size``, centre cropped.
+    """An image in the form of its data set: grey repeated, 8 bits widened to 16, resized to cover and cropped to ``size``.
 
     Shape:
         image (c, h, w) -> (C, H, W).
     Raises:
-        ValueError: if the channels do not fit.
+        ValueError: if channels or type do not fit.
     """
     if image.shape[0] != channels:
         if (image.shape[0], channels) != (1, 3):
@@ -167,7 +169,7 @@ def conform_image(image: Tensor, channels: int, dtype: torch.dtype, size: tuple[
 
 
 def resize_to_cover(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images resized until they just cover ``size`` (antialiased, aspect kept), then cropped at the centre.
+    """Images resized to just cover ``size`` (antialiased, keeping the aspect ratio), then cropped at the centre.
 
     Shape:
         images (N, C, h, w) -> (N, C, H, W).
@@ -180,7 +182,7 @@ def resize_to_cover(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_mask_to_cover(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """A mask resized and cropped as ``resize_to_cover`` does it, by the nearest pixel: no value is made up.
+    """A mask resized and cropped like its image, with the values of the nearest pixels.
 
     Shape:
         mask (..., h, w) -> (..., H, W).
@@ -194,7 +196,7 @@ def resize_mask_to_cover(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _covering(before: Sequence[int], size: tuple[int, int]) -> tuple[tuple[int, int], int, int]:
-    """The smallest (height, width) of the same aspect that covers ``size``, and the top and left of its centre crop."""
+    """The smallest size of the same aspect ratio that covers ``size``, and top and left of its centre crop."""
     (h, w), (height, width) = before, size
     scale = max(height / h, width / w)
     resized = (max(height, round(h * scale)), max(width, round(w * scale)))
@@ -202,13 +204,13 @@ def _covering(before: Sequence[int], size: tuple[int, int]) -> tuple[tuple[int, 
 
 
 def _identify(file: BinaryIO, path: Path, planes: Planes) -> tuple[Image.Image | None, str]:
-    """The opened image and the library that keeps its range: Pillow cuts some 16-bit files down to 8 bits."""
+    """The opened image and the library to read it with; Pillow reduces some 16-bit files to 8 bits."""
     try:
         image = Image.open(file)
     except UnidentifiedImageError as error:
         if path.suffix.lower() in (".tif", ".tiff"):
             return None, "tifffile"
-        raise UnidentifiedImageError(f"no known kind of image in {path.stat().st_size} bytes") from error
+        raise UnidentifiedImageError(f"not an image in a known format, {path.stat().st_size} bytes") from error
     if image.format == "PNG" and _png_bytes(file)[24] == 16 and _png_bytes(file)[25] != GREY_PNG:
         return image, "torchvision"
     if image.format == "TIFF":
@@ -218,7 +220,7 @@ def _identify(file: BinaryIO, path: Path, planes: Planes) -> tuple[Image.Image |
 
 
 def _png_bytes(file: BinaryIO) -> bytes:
-    """The first 26 bytes of a PNG: the last two are the bits a channel and the colour type."""
+    """The first 26 bytes of a PNG; the last two are the bits per channel and the colour type."""
     place = file.tell()
     file.seek(0)
     start = file.read(26)
@@ -236,7 +238,7 @@ def _read_png16(path: Path) -> np.ndarray:
             "a colour PNG of 16 bits needs torchvision 0.20 or newer; upgrade, or convert it to TIFF"
         ) from error
     array = image.permute(1, 2, 0).numpy()
-    return _on_white(array) if array.shape[2] in (2, 4) else array
+    return _blend_with_white(array) if array.shape[2] in (2, 4) else array
 
 
 def _read_tiff(path: Path, planes: Planes, pixels: bool = True) -> np.ndarray:
@@ -251,7 +253,7 @@ def _read_tiff(path: Path, planes: Planes, pixels: bool = True) -> np.ndarray:
     array = np.moveaxis(array, [axes.index(axis) for axis in "YXS"], [-3, -2, -1])
     array = array.reshape(-1, *array.shape[-3:])[chosen]  # (P, H, W, S)
     if page.extrasamples and page.extrasamples[-1] in (1, 2):  # transparency
-        array = _on_white(array) if pixels else array[..., :-1]
+        array = _blend_with_white(array) if pixels else array[..., :-1]
     array = np.moveaxis(array, 0, -2).reshape(*array.shape[1:3], -1)
     orientation = page.tags[ORIENTATION].value if ORIENTATION in page.tags else 1
     if orientation >= 5:
@@ -296,7 +298,7 @@ def _chosen_planes(tiff: tifffile.TiffFile, planes: Planes) -> list[int]:
     return list(planes)
 
 
-def _on_white(array: np.ndarray) -> np.ndarray:
+def _blend_with_white(array: np.ndarray) -> np.ndarray:
     """The colours of (..., C + 1) blended with white; the last channel is the opacity."""
     full = 1.0 if array.dtype.kind == "f" else np.iinfo(array.dtype).max
     colour, opaque = array[..., :-1].astype(np.float64), array[..., -1:] / full

@@ -1,4 +1,4 @@
-"""Images: a data set of equally sized images, in memory or on disk, with every place accounted for."""
+"""Images: a data set of equally sized images, in memory or on disk."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ from superself.data.sources import (
     map_in_threads,
 )
 
-BROKEN_SHARE = 0.05  # more broken images than this share of all stop the run
+BROKEN_SHARE = 0.05  # a larger share of broken images stops the run
 MEMORY_LIMIT = 2 * 2**30  # bytes
-DEVICE_SHARE = 0.25  # of an accelerator's free memory: up to this, a data set in memory is copied there
+DEVICE_SHARE = 0.25  # of an accelerator's free memory, that a copy of the data set may take
 
 
 class Images(Dataset):
-    """Equally sized images of one type, each with its place in the data set; made by ``open_images``.
+    """Images of one size and type, each with a fixed place (index) in the data set; made by ``open_images``.
 
-    A broken image keeps its place, and the next one that is not broken stands in for it: length, order and images are
-    the same from memory and from disk. The index that comes with an image is the place of the image delivered.
+    A broken image keeps its place and is replaced by the next image that can be read, so that length and order do not
+    depend on broken images, nor on whether the data set is in memory. ``Batch.index`` holds the place of the image that
+    was delivered.
 
     Args:
         source: where the images come from.
-        image_size: (H, W) they are resized to; without it they must agree.
-        on_bad_image: "skip" goes on until more than 5 % are broken, "raise" stops at the first.
-        memory_limit: bytes up to which ``load`` decodes into memory.
+        image_size: (H, W) to resize to; None requires images of equal size.
+        on_bad_image: "skip" replaces broken images until they are more than 5 %, "raise" stops at the first.
+        memory_limit: bytes up to which ``load`` decodes the images into memory.
     Raises:
-        ValueError: if too many images are broken, or if their sizes, channels or types do not agree.
+        ValueError: if too many images are broken, or if their sizes, channels or types differ.
     """
 
     def __init__(
@@ -61,19 +62,19 @@ class Images(Dataset):
         self.source, self.on_bad_image, self.memory_limit = source, on_bad_image, memory_limit
         self.paths: list[Path] | None = source.paths
         self.classes: list[str] | None = source.classes
-        self.targets: Tensor | list[Any] | None = source.targets  # one per image, once known
-        self._masks: Tensor | list[Any] | None = None  # likewise
+        self.targets: Tensor | list[Any] | None = source.targets  # one per image; of items they are known after load()
+        self._masks: Tensor | list[Any] | None = None  # one per image, after load()
         self.skipped: dict[str, str] = {}
         found = source.scan()
         headers = {place: header for place, header in found.items() if isinstance(header, Header)}
         broken = {source.name(place): why for place, why in found.items() if isinstance(why, str)}
         if not headers:
-            raise ValueError(f"no image can be read; pass images of a known kind: {_listed(broken)}.")
+            raise ValueError(f"none of the images can be read: {_format_broken(broken)}.")
         self.report_broken(broken)
-        self._agree(headers, image_size)
+        self._set_shape_and_dtype(headers, image_size)
         self._data: Tensor | None = None  # (N, C, H, W) when in memory
         self._on_device: Tensor | None = None  # a copy of it on an accelerator
-        self._delivered: Tensor | None = None  # (N,) place of the image delivered for each place, where any is broken
+        self._delivered_places: Tensor | None = None  # (N,) place delivered for each place, if some are broken
         if isinstance(source, TensorSource):
             self._data = source.data
             if source.data.shape[2:] != self.shape[1:]:
@@ -81,38 +82,39 @@ class Images(Dataset):
 
     @property
     def in_memory(self) -> bool:
-        """Whether batches are made by indexing; see ``load``."""
+        """Whether the images are decoded and in memory; see ``load``."""
         return self._data is not None
 
     @property
     def nbytes(self) -> int:
-        """Bytes that all images take as they are stored."""
+        """Bytes that all images take in memory."""
         return len(self) * math.prod(self.shape) * self.dtype.itemsize
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, place: int) -> tuple[Tensor, Any] | Tensor:
-        """(image (C, H, W), target) where there are targets, else the image alone."""
-        item = self.items([range(len(self))[place]])[0][0]  # from the end if negative, an IndexError beyond it
+        """(image (C, H, W), target), or the image alone if it has no target."""
+        item = self.items([range(len(self))[place]])[0][0]  # range() handles negative and too large numbers
         return item.image if item.target is None else (item.image, item.target)
 
     @property
     def labels(self) -> Tensor | None:
-        """The class of each image (N,) int64, where the targets are classes and known without decoding the images."""
+        """The class of each image (N,) int64; None if targets are not classes, or not known before ``load``."""
         return self.targets if are_classes(self.targets) else None
 
     @cached_property
     def names(self) -> list[str]:
-        """What each image is called in messages and records: its path, or "item 3"."""
+        """The name of each image in messages and records: its path, or "item 3"."""
         return [self.source.name(place) for place in range(len(self))]
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash that tells data sets apart, whether or not they are in memory and at whatever image size.
+        """A hash that identifies the images and their order; independent of ``image_size`` and of ``load``.
 
-        Of files it covers the names below their common folder and the sizes, so that a moved folder keeps it; of
-        arrays, tensors and data sets the pixels of 64 images; of random items only their number, shape and type.
+        For files it covers the names below their common folder and the file sizes, so a moved folder keeps its
+        fingerprint. For arrays, tensors and torch data sets it covers the pixels of 64 images, and for items that are
+        random only their number, shape and type.
         """
         small, large = self._sizes
         known = (len(self), self.shape[0], str(self.dtype), small if small == large else None)
@@ -122,12 +124,12 @@ class Images(Dataset):
         return found.hexdigest()[:32]
 
     def broken_places(self) -> Tensor:
-        """The places of the images known to be broken, (n,) int64; more may be found while decoding."""
+        """The places of the images known to be broken, (n,) int64; decoding may find more."""
         broken = [place for place, name in enumerate(self.names) if name in self.skipped]
         return torch.tensor(broken, dtype=torch.int64)
 
     def batch(self, places: Sequence[int] | Tensor) -> Batch:
-        """The images at some places, with stand-ins for the broken ones."""
+        """The images at the given places, (B,) or a list; broken ones are replaced as the class describes."""
         if self._data is None:
             items, broken = self.items(places)
             index = torch.tensor([item.index for item in items], dtype=torch.int64)
@@ -140,7 +142,7 @@ class Images(Dataset):
         return Batch(images, index, _gather(self.targets, index), _gather(self._masks, index))
 
     def items(self, places: Sequence[int] | Tensor) -> tuple[list[Item], dict[str, str]]:
-        """The images at some places one by one, and the broken images found on the way as name -> reason."""
+        """The images at the given places one by one, and the broken images that were found, as name -> reason."""
         if self._data is not None:
             index = self._places_delivered(places)
             data = self._data if self._on_device is None else self._on_device
@@ -153,11 +155,11 @@ class Images(Dataset):
             targets = [_number(target) for target in targets]
             return [Item(*parts) for parts in zip(images, places, targets, masks, strict=True)], {}
         threads = self.paths is not None and get_worker_info() is None
-        found = list((map_in_threads if threads else map)(self._deliver, torch.as_tensor(places).tolist()))
+        found = list((map_in_threads if threads else map)(self._read_or_replace, torch.as_tensor(places).tolist()))
         return [item for item, _ in found], {name: why for _, broken in found for name, why in broken.items()}
 
     def load(self) -> Images:
-        """Decodes everything into one tensor, if that fits ``memory_limit`` and items are the same at each read."""
+        """Decodes all images into memory, unless they exceed ``memory_limit`` or differ from one read to the next."""
         if self.in_memory or not self.source.repeatable or self.nbytes > self.memory_limit:
             return self
         data = torch.empty((len(self), *self.shape), dtype=self.dtype)
@@ -175,8 +177,8 @@ class Images(Dataset):
         delivered = range(len(self))
         if broken:
             good = torch.tensor([place for place in range(len(self)) if place not in broken])
-            self._delivered = good[torch.searchsorted(good, torch.arange(len(self))) % len(good)]
-            delivered = self._delivered.tolist()
+            self._delivered_places = good[torch.searchsorted(good, torch.arange(len(self))) % len(good)]
+            delivered = self._delivered_places.tolist()
         if self.targets is None:
             self.targets = _stack_or_list([found[place].target for place in delivered])
             if self.labels is not None:
@@ -187,12 +189,12 @@ class Images(Dataset):
 
     def _places_delivered(self, places: Sequence[int] | Tensor) -> Tensor:
         places = torch.as_tensor(places)
-        return places if self._delivered is None else self._delivered[places]
+        return places if self._delivered_places is None else self._delivered_places[places]
 
     def copy_to(self, device: torch.device) -> Images:
-        """Keeps a copy of the images in memory on an accelerator too, if it takes no more than a quarter of what is free there.
+        """Copies images that are in memory to an accelerator too, if they take at most a quarter of its free memory.
 
-        Batches are then made on the device, and nothing but their places is copied to it.
+        Batches are then gathered on the device, and only their places are copied to it.
         """
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
         if self.in_memory and self.nbytes <= DEVICE_SHARE * free:
@@ -201,11 +203,11 @@ class Images(Dataset):
 
     @property
     def on_device(self) -> bool:
-        """Whether batches are made on an accelerator; see ``copy_to``."""
+        """Whether batches are gathered on an accelerator; see ``copy_to``."""
         return self._on_device is not None
 
     def sample(self, n: int) -> Tensor:
-        """Up to n images spread evenly over the data set, always the same ones.
+        """Up to n images, evenly spaced over the data set; the same ones at every call.
 
         Shape:
             -> (min(n, N), C, H, W).
@@ -214,45 +216,47 @@ class Images(Dataset):
             return self.batch(evenly_spaced(n, len(self))).images
 
     def report_broken(self, broken: dict[str, str]) -> None:
-        """Takes note of broken images, given as name -> reason.
+        """Adds broken images, given as name -> reason, to ``skipped``.
 
         Raises:
-            ValueError: with the list, if they are too many by now, or any is one too many.
+            ValueError: listing them, if they are too many, or if ``on_bad_image`` is "raise".
         """
         if not broken:
             return
         self.skipped.update(broken)
         count = f"{len(self.skipped)} of {len(self)} images cannot be read"
         if self.on_bad_image == "raise":
-            raise ValueError(f'{count} and on_bad_image="raise"; remove or repair them: {_listed(self.skipped)}')
+            raise ValueError(f'{count} and on_bad_image="raise"; remove or repair them: {_format_broken(self.skipped)}')
         if len(self.skipped) > BROKEN_SHARE * len(self):
             share = f"more than {BROKEN_SHARE:.0%}"
-            raise ValueError(f"{count}, {share}; remove or repair them: {_listed(self.skipped)}")
+            raise ValueError(f"{count}, {share}; remove or repair them: {_format_broken(self.skipped)}")
 
     def describe(self) -> str:
-        """One line: how many, of what kind, which sizes, and where they are while training."""
+        """One line: number, channels, type and sizes of the images, and where they are kept during training."""
         (h, w), (h2, w2) = self._sizes
         sizes = f"{h} x {w}" if (h, w) == (h2, w2) else f"{h} x {w} to {h2} x {w2}"
         stored = "" if self._sizes == (self.shape[1:],) * 2 else f" stored as {self.shape[1]} x {self.shape[2]}"
         if self.in_memory:
-            where = f"{_memory(self.nbytes)} in memory"
+            where = f"{_format_bytes(self.nbytes)} in memory"
             where += (
-                f" and on {self._on_device.device} (limit {DEVICE_SHARE:.0%} of what is free)" if self.on_device else ""
+                f" and on {self._on_device.device} (limit {DEVICE_SHARE:.0%} of its free memory)"
+                if self.on_device
+                else ""
             )
         elif not self.source.repeatable:
             where = "read while training (items differ from one read to the next)"
         elif self.nbytes > self.memory_limit:
-            where = f"decoded while training ({_memory(self.nbytes)} > limit {_memory(self.memory_limit)})"
+            where = f"decoded while training ({_format_bytes(self.nbytes)} > limit {_format_bytes(self.memory_limit)})"
         else:
-            where = f"not in memory yet ({_memory(self.nbytes)})"
+            where = f"not in memory yet ({_format_bytes(self.nbytes)})"
         return (
             f"{len(self)} images found, {len(self) - len(self.skipped)} used, {len(self.skipped)} skipped; "
             f"{self.shape[0]} channel{'s' * (self.shape[0] > 1)}, {str(self.dtype).removeprefix('torch.')}; "
             f"{sizes} pixels{stored}; {where}"
         )
 
-    def _agree(self, headers: dict[int, Header], image_size: tuple[int, int] | None) -> None:
-        """Finds the shape and the type that all images can be stored as."""
+    def _set_shape_and_dtype(self, headers: dict[int, Header], image_size: tuple[int, int] | None) -> None:
+        """Sets the shape and type in which all images can be stored."""
         name = self.source.name
         channels = Counter(header.channels for header in headers.values())
         usual = channels.most_common(1)[0][0]
@@ -269,7 +273,7 @@ class Images(Dataset):
             whole = next(dtype for dtype in by_dtype if dtype != "float32")
             raise ValueError(
                 f"{name(by_dtype[whole])} is {whole} and {name(by_dtype['float32'])} is float32; "
-                "their ranges cannot be compared, so convert one kind."
+                "their value ranges differ, so convert one kind."
             )
         by_size = {(header.height, header.width): place for place, header in headers.items()}
         small, large = min(by_size, key=_area), max(by_size, key=_area)
@@ -285,7 +289,7 @@ class Images(Dataset):
         self._resized = image_size is not None
 
     def _read(self, place: int) -> Sample | str:
-        """The image at a place as it is stored, with its target and mask; or why there is none."""
+        """The image at a place in the shape and type of the data set, with target and mask; or why it cannot be read."""
         known = self.skipped.get(self.source.name(place))
         if known is not None:
             return known
@@ -302,8 +306,8 @@ class Images(Dataset):
         except Exception as error:
             return describe_error(error)
 
-    def _deliver(self, place: int) -> tuple[Item, dict[str, str]]:
-        """The image at a place, or the next one that can be read; and the broken images found on the way."""
+    def _read_or_replace(self, place: int) -> tuple[Item, dict[str, str]]:
+        """The image at a place, or the next one that can be read; and the broken images before it."""
         broken = {}
         while isinstance(sample := self._read(place), str):  # ends: report_broken raises long before all are broken
             broken[self.source.name(place)] = sample
@@ -314,11 +318,11 @@ class Images(Dataset):
 
 
 class ImageSpec(Images):
-    """A data set of which only the shape is known: what a supervisor has that was made without one.
+    """A data set of which only the shape is known, for a supervisor that was created without images.
 
     Args:
-        shape: (C, H, W) of the images that it stands for.
-        count: how many they are.
+        shape: (C, H, W) of the images.
+        count: number of images.
     """
 
     fingerprint = ""
@@ -333,22 +337,22 @@ class ImageSpec(Images):
         return self.count
 
     def items(self, places: Sequence[int] | Tensor) -> tuple[list[Item], dict[str, str]]:
-        """Raises, because there are no images."""
+        """Raises a ValueError, since there are no images."""
         raise ValueError(
             f"there is no data set, only the shape {self.shape} of its images; pass a data set to read from."
         )
 
     def load(self) -> ImageSpec:
-        """Nothing to load."""
+        """Does nothing."""
         return self
 
     def describe(self) -> str:
-        """One line."""
+        """One line with the shape."""
         return f"no data set; images would be {' x '.join(map(str, self.shape))}"
 
 
 def _gather(values: Tensor | list[Any] | None, index: Tensor) -> Any:
-    """The values at some places as a batch holds them."""
+    """The values at the given places in the form that a batch holds them."""
     if isinstance(values, Tensor):
         return values[index]
     return None if values is None else stack_targets([values[place] for place in index.tolist()])
@@ -364,12 +368,12 @@ def _number(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
 
 
-def _listed(broken: dict[str, str]) -> str:
+def _format_broken(broken: dict[str, str]) -> str:
     lines = [f"{name} ({why})" for name, why in list(broken.items())[:10]]
     return "; ".join(lines) + (f"; and {len(broken) - 10} more" if len(broken) > 10 else "")
 
 
-def _memory(nbytes: int) -> str:
+def _format_bytes(nbytes: int) -> str:
     return f"{nbytes / 2**30:.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.1f} MiB"
 
 

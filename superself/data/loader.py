@@ -1,4 +1,4 @@
-"""The order of the images and the batches made of them, the same from memory and from disk."""
+"""The order of the images, and batches of them, which are the same from memory and from disk."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ class EpochSampler:
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch, and how many of its first batches to leave out (to resume within it)."""
+        """Sets the epoch, and how many of its first batches to skip (to resume within it)."""
         self.epoch, self.start = epoch, start
 
     def set_places(self, places: Tensor | None) -> None:
-        """Choose the images to train on, (M,) int64, from the next epoch on; None for all. Changes the number of batches."""
+        """Sets the images to train on, (M,) int64 or None for all, and with them the number of batches per epoch."""
         count = self.n if places is None else len(places)
         if self.batch_size > count:
             found = f"{count} images" if places is None else f"{count} of {self.n} images are trained on"
@@ -86,7 +86,7 @@ class EpochSampler:
         self.places = None if places is None else places.cpu().long()
 
     def set_weights(self, weights: Tensor | None) -> None:
-        """Draw images with replacement, each with a probability in proportion to its weight; None draws each once.
+        """Draws images with replacement, with probabilities proportional to their weights; None takes each once.
 
         Args:
             weights: (N,), one per image of the data set, at least 0.
@@ -107,11 +107,11 @@ class EpochSampler:
         self.weights = weights
 
     def state_dict(self) -> dict[str, Tensor | None]:
-        """What ``set_places`` and ``set_weights`` changed."""
+        """The places and weights, for a checkpoint."""
         return {"places": self.places, "weights": self.weights}
 
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
-        """Goes back to the places and weights of ``state_dict``."""
+        """Restores the places and weights of ``state_dict``."""
         self.set_places(state["places"])
         self.set_weights(state["weights"])
 
@@ -143,7 +143,7 @@ class EpochSampler:
 
 
 class SequentialBatches:
-    """Batches of all places in order, for evaluation; the last one may be short.
+    """Batches of all places in order, for evaluation; the last one may be smaller.
 
     Shape:
         yields (batch_size,) int64, or fewer in the last batch.
@@ -160,16 +160,17 @@ class SequentialBatches:
 
 
 class BatchLoader:
-    """Batches of images as CPU tensors: by indexing when they are in memory, else decoded in worker processes.
+    """Yields a ``Batch`` for each batch of places: by indexing if the images are in memory, else from worker processes.
 
     Args:
-        images: what to take them from.
-        batches: the places of each batch, as ``EpochSampler`` or ``SequentialBatches`` gives them.
-        num_workers: processes that decode. 0 means one a core for files, and none for a user's own data set.
+        images: the data set.
+        batches: the places of each batch, as ``EpochSampler`` or ``SequentialBatches`` yields them.
+        num_workers: number of decoding processes. 0 means one per core for files, and none for a torch Dataset.
             Images in memory need none, unless ``collate_fn`` is given.
-        collate_fn: makes a batch of a list of ``Item``, in the workers. What it returns becomes a ``Batch`` by
-            ``Batch.from_loader``; index and target that it leaves out are those of the items, in their order.
-        pin_memory: hand out page-locked memory where there is a GPU, to which a copy from it is faster.
+        collate_fn: makes a batch of a list of ``Item``, in the workers. What it returns is converted by
+            ``Batch.from_loader``. If it returns as many images as it received, an index or a target that it omits is
+            taken from the items, in their order.
+        pin_memory: whether batches are in page-locked memory if there is a GPU, which makes copies to it faster.
     Shape:
         yields ``Batch``.
     """
@@ -198,8 +199,8 @@ class BatchLoader:
             num_workers=num_workers,
             collate_fn=_identity,
             pin_memory=self._pin,
-            generator=torch.Generator(),  # of its own, so that loading never moves the run's random state
-            # Workers start anew each epoch where they draw random numbers, because they learn the epoch at their start.
+            generator=torch.Generator(),  # a separate one: loading leaves the random state of the run unchanged
+            # Workers that draw random numbers are restarted each epoch, since they receive the epoch when they start.
             persistent_workers=num_workers > 0 and plain and images.paths is not None,
         )
 
@@ -233,7 +234,7 @@ class BatchLoader:
 
 
 class _Fetch(Dataset):
-    """Places -> Batch: the one way to make a batch, in this process or in a worker."""
+    """Makes the Batch for given places, in this process or in a worker."""
 
     def __init__(self, images: Images, collate_fn: Callable[[list], Any] | None) -> None:
         self.images, self.collate_fn = images, collate_fn
@@ -241,7 +242,7 @@ class _Fetch(Dataset):
 
     def __getitems__(self, places: Tensor) -> Batch:
         if get_worker_info() is not None:
-            # A user's random transforms depend on the batch alone: neither on the number of workers nor on a resume.
+            # Random transforms of users depend on seed, epoch and batch, not on the number of workers or on resuming.
             seed_everything(_mix(*self.entropy, int(places[0])))
         if self.collate_fn is None:
             return self.images.batch(places)

@@ -1,4 +1,4 @@
-"""The photographs that scikit-image and scikit-learn bring along, cut into small labelled images."""
+"""Small labelled images, cut from the photographs that scikit-image and scikit-learn contain."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ PHOTOGRAPHS = (
 COUNTS = {"train": 3600, "test": 1200}
 GRID = 4  # each photograph is divided into GRID x GRID blocks
 TEST_BLOCKS = ((0, 1), (1, 3), (2, 0), (3, 2))  # one in every row and column
-FLAT = 4.0  # a patch whose pixels vary less (standard deviation, of 255) shows nothing and is drawn anew
+FLAT = 4.0  # a patch whose pixels vary less (standard deviation, of 255) shows nothing and is drawn again
 
 
 def photos(split: str = "train", size: int = 64, count: int | None = None) -> Images:
     """Patches of photographs, for demonstrations and tests without a download; the label is the photograph.
 
     Each photograph is divided into 4 x 4 blocks, a quarter of which are for testing. A patch lies within one block, so
-    that no pixel is in both splits. Its side is drawn between half the block's shorter side and all of it, and is
-    resized to ``size``. Grey photographs are repeated in three channels.
+    that no pixel is in both splits. Its side is between half and all of the block's shorter side, at random; the patch
+    is resized to ``size``. Grey photographs are repeated in three channels.
 
     Args:
         split: "train" or "test".
         size: height and width of the patches.
-        count: how many, as equally many of each photograph as possible; 3600 and 1200 unless given.
+        count: number of patches, divided among the photographs as equally as possible; None: 3600 and 1200.
     """
     if split not in COUNTS:
         raise ValueError(f'split={split!r} is unknown; pass "train" or "test".')
@@ -50,7 +50,7 @@ def photos(split: str = "train", size: int = 64, count: int | None = None) -> Im
 
 
 def cut_patches(photo: np.ndarray, split: str, count: int, size: int, seed: int) -> np.ndarray:
-    """``count`` patches of one photograph (h, w, 3) as (count, size, size, 3), the same ones for equal arguments."""
+    """``count`` patches of one photograph (h, w, 3) as (count, size, size, 3); equal arguments give equal patches."""
     draw = np.random.default_rng([seed, split == "test"])
     boxes = split_boxes(*photo.shape[:2], split)
     patches = []
@@ -58,14 +58,14 @@ def cut_patches(photo: np.ndarray, split: str, count: int, size: int, seed: int)
         top, left, bottom, right = boxes[draw.integers(len(boxes))]
         side = round(min(bottom - top, right - left) * draw.uniform(0.5, 1))
         y, x = draw.integers(top, bottom - side + 1), draw.integers(left, right - side + 1)
-        patch = photo[y : y + side, x : x + side]  # cut out before it is resized: nothing from beyond its edge gets in
+        patch = photo[y : y + side, x : x + side]  # cut before resizing, so that no pixel beyond its edge contributes
         if patch[::2, ::2].mean(2).std() > FLAT:
             patches.append(np.asarray(Image.fromarray(patch).resize((size, size), Image.Resampling.BICUBIC)))
     return np.stack(patches)
 
 
 def split_boxes(height: int, width: int, split: str) -> list[tuple[int, int, int, int]]:
-    """(top, left, bottom, right) of the blocks of a photograph that belong to a split."""
+    """(top, left, bottom, right) of each block of a photograph that belongs to the split."""
     rows, columns = (np.linspace(0, side, GRID + 1).astype(int) for side in (height, width))
     return [
         (rows[i], columns[j], rows[i + 1], columns[j + 1])

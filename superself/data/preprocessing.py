@@ -1,4 +1,4 @@
-"""From stored pixels to what a network sees: float32, normalised by channel."""
+"""From stored pixels to the input of a network: float32, normalised per channel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FULL_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Pixels as float32: uint8 / 255, uint16 / 65535, floating point as it is.
+    """Pixels as float32: uint8 / 255, uint16 / 65535, floating point unchanged.
 
     Shape:
         images (...) -> (...).
@@ -42,16 +42,16 @@ def channel_statistics(
 def mean_prediction_loss(
     images: Images, preprocessing: Preprocessing, rows: slice = slice(None), columns: slice = slice(None)
 ) -> float:
-    """The squared error per value that predicting the mean of each channel gives: chance, where pixels are predicted.
+    """The mean squared error of predicting the mean of each channel: chance level where pixels are predicted.
 
     It is the variance of the preprocessed pixels: 1 if the preprocessing was measured on these images and no channel is
     constant.
 
     Args:
         images: the data set.
-        preprocessing: what its pixels go through.
-        rows: which of them are predicted.
-        columns: which of them are predicted.
+        preprocessing: applied to its pixels.
+        rows: the rows that are predicted.
+        columns: the columns that are predicted.
     """
     std = channel_statistics(images, rows, columns)[1]
     return (std / torch.tensor(preprocessing.std, dtype=std.dtype)).square().mean().item()
@@ -59,17 +59,19 @@ def mean_prediction_loss(
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to every batch before the network; plain values, so that it goes into the checkpoint.
+    """The normalisation of every batch before the network: (x - mean) / std, with x from ``to_float``.
+
+    It consists of plain values, so that a checkpoint can contain it.
 
     Args:
         shape: (C, H, W) of the images that the network was trained on.
-        dtype: name of the type they were stored as: "uint8", "uint16" or "float32".
-        mean: subtracted, one value a channel, in the units of ``to_float``.
-        std: divided by, one value a channel.
+        dtype: name of the type in which they were stored: "uint8", "uint16" or "float32".
+        mean: one value per channel.
+        std: one value per channel.
     Shape:
         images (B, C, h, w) of any size -> (B, C, h, w) float32.
     Raises:
-        ValueError: if mean or std does not fit the channels, or a std is not positive.
+        ValueError: if the number of means or stds is not that of the channels, or a std is not positive.
     """
 
     shape: tuple[int, int, int]
@@ -82,7 +84,7 @@ class Preprocessing:
         if len(self.mean) != channels or len(self.std) != channels:
             raise ValueError(
                 f"normalize has {len(self.mean)} means and {len(self.std)} stds for images of {channels} channels; "
-                "pass one value a channel, as (mean, std)."
+                "pass one value per channel, as (mean, std)."
             )
         if min(self.std) <= 0:
             raise ValueError(f"normalize has std {self.std}; pass stds larger than 0.")
@@ -93,7 +95,7 @@ class Preprocessing:
 
         Args:
             images: the opened data set.
-            normalize: (mean, std), each a number or one value a channel; a number stands for all channels.
+            normalize: (mean, std), each one value per channel, or one number for all channels.
         """
         channels = images.shape[0]
         if images.dtype.is_floating_point:
@@ -115,11 +117,11 @@ class Preprocessing:
         return cls(tuple(images.shape), dtype, tuple(mean.tolist()), tuple(std.tolist()))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The batch as the network wants it."""
+        """The normalised batch."""
         if images.shape[1] != len(self.mean):
             raise ValueError(
                 f"the batch has {images.shape[1]} channels, the preprocessing was made for {len(self.mean)}; "
-                "pass images like those it was trained on."
+                "pass images with as many channels as in training."
             )
         if images.dtype in FULL_SCALE and self.dtype == "float32" and not all(0 <= mean <= 1 for mean in self.mean):
             raise ValueError(
@@ -130,11 +132,11 @@ class Preprocessing:
         return (to_float(images) - _constant(self.mean, images.device)) / _constant(self.std, images.device)
 
     def undo(self, images: Tensor) -> Tensor:
-        """Normalised images (B, C, h, w) as ``to_float`` has them: in [0, 1] where they were stored as integers."""
+        """The inverse: from normalised images (B, C, h, w) to the values of ``to_float``."""
         return images.float() * _constant(self.std, images.device) + _constant(self.mean, images.device)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, from which ``from_dict`` makes an equal one."""
+        """Plain values for ``from_dict``."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
@@ -145,7 +147,7 @@ class Preprocessing:
 
 @lru_cache(maxsize=64)
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    # Kept, because making a tensor from Python values waits for the device; never an inference tensor, which could
-    # not take part in training later.
+    # Cached, since creating a tensor from Python values waits for the device. Not an inference tensor, which could not
+    # be used in training later.
     with torch.inference_mode(False):
         return torch.tensor(values, device=device).view(-1, 1, 1)  # (C, 1, 1)

@@ -1,4 +1,4 @@
-"""Where images come from: files, a data set of somebody else, or a tensor. Each can be scanned and read by place."""
+"""Where images come from: files, a map-style data set, or a tensor. Each can be scanned, and read by place."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from superself.data.decode import (
     to_tensor,
 )
 
-ITEM_KEYS = ("image", "img", "pixel_values")  # of an item that is a dict; else its first value is the image
-FINGERPRINTED = 64  # images whose pixels are hashed, where there are no files
-PROBED = 8  # items of a data set that are looked at when it is opened
+ITEM_KEYS = ("image", "img", "pixel_values")  # of dict items; without these keys, the first value is the image
+FINGERPRINTED = 64  # images whose pixels are hashed, if they are not files
+PROBED = 8  # items of a data set that are read when it is opened
 
 
 class Sample(NamedTuple):
-    """One image (C, H, W) with its target and its mask, or None where there are none."""
+    """One image (C, H, W) with its target and mask; None where there is none."""
 
     image: Tensor
     target: Any = None
@@ -46,7 +46,7 @@ class FileSource:
 
     Args:
         paths: the files, in the order of their places.
-        read: f(path) -> image, for formats of one's own; every file is then read once to learn its size.
+        read: f(path) -> image, for custom formats; every file is then read once to find its size.
         targets: one per file, for example its class.
         classes: the names of the classes.
         planes: which planes of a TIFF stack become channels, as in ``read_image``.
@@ -69,15 +69,15 @@ class FileSource:
         return len(self.paths)
 
     def name(self, place: int) -> str:
-        """What the image at a place is called in messages."""
+        """The name of the image at a place in messages."""
         return str(self.paths[place])
 
     def scan(self) -> dict[int, Header | str]:
-        """The header of every file, or why it has none."""
+        """The header of every file, or why it cannot be read."""
         return dict(enumerate(map_in_threads(self._header, range(len(self)))))
 
     def read(self, place: int, size: tuple[int, int] | None) -> Sample:
-        """The image at a place as (C, H, W); ``size`` is what will be made of it."""
+        """The image at a place as (C, H, W); ``size`` is (H, W) that it will be resized to."""
         path = self.paths[place]
         return Sample(to_tensor(self.custom_read(path) if self.custom_read else read_image(path, size, self.planes)))
 
@@ -100,10 +100,10 @@ class FileSource:
 
 
 class ItemSource:
-    """A map-style data set, of images, (image, label, ...) or {"image": ..., "label": ...}.
+    """A map-style data set whose items are images, (image, target, ...) or {"image": ..., "target": ..., "mask": ...}.
 
     Args:
-        items: anything with len() and items by number.
+        items: anything with ``len()`` and items by number.
     """
 
     paths = None
@@ -118,13 +118,13 @@ class ItemSource:
         return len(self.items)
 
     def name(self, place: int) -> str:
-        """What the image at a place is called in messages."""
+        """The name of the image at a place in messages."""
         return f"item {place}"
 
     def scan(self) -> dict[int, Header | str]:
-        """The headers of a few items, each read twice.
+        """The headers of a few items.
 
-        When the two differ, or when random numbers were drawn, the items are random and must stay so.
+        Each is read twice: if the two differ, or if random numbers were drawn, items are random and not kept in memory.
         """
         found: dict[int, Header | str] = {}
         with preserve_random_state():
@@ -140,7 +140,7 @@ class ItemSource:
         return found
 
     def read(self, place: int, size: tuple[int, int] | None) -> Sample:
-        """The image at a place as (C, H, W), with the target and the mask that the item has."""
+        """The image at a place as (C, H, W), with the item's target and mask."""
         item = self.items[place]
         image, target, mask = item, None, None
         if isinstance(item, Mapping):
@@ -152,7 +152,7 @@ class ItemSource:
         return Sample(to_tensor(image), to_target(target), to_target(mask))
 
     def content(self) -> Iterator[bytes]:
-        """The pixels of some items; of items that are random, nothing."""
+        """The pixels of some items; nothing if items are random."""
         with preserve_random_state():
             for place in evenly_spaced(FINGERPRINTED, len(self)) if self.repeatable else ():
                 try:
@@ -162,7 +162,7 @@ class ItemSource:
 
 
 class TensorSource:
-    """Images that are in memory already.
+    """Images in memory.
 
     Args:
         data: (N, C, H, W) of a stored type.
@@ -181,11 +181,11 @@ class TensorSource:
         return len(self.data)
 
     def name(self, place: int) -> str:
-        """What the image at a place is called in messages."""
+        """The name of the image at a place in messages."""
         return f"item {place}"
 
     def scan(self) -> dict[int, Header]:
-        """One header: all images agree."""
+        """The header of the first image, which all others share."""
         return {0: header_of(self.data[0])}
 
     def content(self) -> Iterator[bytes]:
@@ -231,7 +231,7 @@ def to_target(value: Any) -> Any:
 
 
 def describe_error(error: Exception) -> str:
-    """Why an image cannot be read, for the list of skipped ones."""
+    """Why an image cannot be read, for the list of skipped images."""
     return f"{type(error).__name__}: {error}"
 
 
@@ -245,7 +245,7 @@ def stack_images(images: np.ndarray | Tensor) -> Tensor:
     """An array (N, H, W), (N, H, W, C) or (N, C, H, W), or a tensor (N, H, W) or (N, C, H, W), as (N, C, H, W)."""
     if images.ndim not in (3, 4) or len(images) == 0:
         raise ValueError(
-            f"images of shape {tuple(images.shape)} are no data set; pass (N, H, W), (N, C, H, W) or, as an array, "
+            f"images of shape {tuple(images.shape)} are not a data set; pass (N, H, W), (N, C, H, W) or, as an array, "
             "(N, H, W, C), with N >= 1."
         )
     if isinstance(images, Tensor):
@@ -253,7 +253,7 @@ def stack_images(images: np.ndarray | Tensor) -> Tensor:
     elif images.ndim == 4:
         if images.shape[1] == images.shape[3]:
             raise ValueError(
-                f"the channels of an array of shape {images.shape} cannot be told; "
+                f"cannot infer which axis of an array of shape {images.shape} holds the channels; "
                 "pass torch.from_numpy(array) with the axes (N, C, H, W)."
             )
         if images.shape[3] < images.shape[1]:
@@ -263,7 +263,7 @@ def stack_images(images: np.ndarray | Tensor) -> Tensor:
 
 
 def find_files(folder: Path, any_extension: bool = False) -> list[Path]:
-    """The image files in a folder and all below it, sorted; hidden files and folders are left out."""
+    """The image files in a folder and its subfolders, sorted; hidden files and folders are ignored."""
     found = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -272,22 +272,22 @@ def find_files(folder: Path, any_extension: bool = False) -> list[Path]:
 
 
 def is_image_name(name: str, any_extension: bool = False) -> bool:
-    """Whether a file of this name is taken for an image."""
+    """Whether a file with this name is regarded as an image."""
     return not name.startswith(".") and (any_extension or Path(name).suffix.lower() in EXTENSIONS)
 
 
 def evenly_spaced(n: int, total: int) -> list[int]:
-    """Up to n places spread evenly over ``total``, always the same ones."""
+    """Up to n of the places 0, ..., total - 1, evenly spaced."""
     return [place * total // min(n, total) for place in range(min(n, total))]
 
 
 def available_cores() -> int:
-    """Processor cores that this process may use."""
+    """Number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_in_threads(function: Callable[[int], Any], places: Sequence[int]) -> Iterator[Any]:
-    """``map`` over all cores in threads: decoders free the interpreter while they work."""
+    """``map`` in one thread per core; image decoders release the interpreter lock."""
     with ThreadPoolExecutor(available_cores()) as pool:
         yield from pool.map(function, places)
 

@@ -267,13 +267,15 @@ class MonitorTracker(Tracker):
             self.monitor.baseline(supervisor.exported_backbone, supervisor.preprocessing, self._embed)
 
     def measure(self, row: dict[str, Any]) -> dict[str, float]:
-        """The values of ``FeatureMonitor`` after this epoch."""
+        """The values of ``FeatureMonitor`` after this epoch, and its verdicts, which become part of the stored state."""
         supervisor = self.supervisor
-        return self.monitor.measure(supervisor.exported_backbone, supervisor.preprocessing, row["epoch"], self._embed)
+        values = self.monitor.measure(supervisor.exported_backbone, supervisor.preprocessing, row["epoch"], self._embed)
+        self._verdicts = self.monitor.verdicts({**row, **values}, self.run.progress, supervisor.likely_causes)
+        return values
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Reports what looks wrong."""
-        for sentence in self.monitor.verdicts(row, self.run.progress, self.supervisor.likely_causes):
+        for sentence in self._verdicts:
             self.run.warn(sentence)
 
     def state_dict(self) -> dict[str, Any]:

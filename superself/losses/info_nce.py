@@ -20,7 +20,7 @@ class InfoNCE(nn.Module):
     Args:
         temperature: t, divides similarities; smaller is sharper.
     Shape:
-        query (B, D), positive (B, D), negatives (K, D) of length one, exclude (B, K) bool or None -> scalar ().
+        query (B, D), positive (B, D), negatives (K, D) of unit length, exclude (B, K) bool or None -> scalar ().
         Where ``exclude`` is true, a negative is left out for that query, for example because it shows the same image. A query
         without negatives has loss 0.
     Raises:

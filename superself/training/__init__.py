@@ -1,16 +1,24 @@
 """What every run needs and no algorithm owns: settings, the run itself, checkpoints, optimizers, schedules, trackers."""
 
-from superself.training.checkpoint import dataset_state_keys, read_checkpoint, require_fit, write_checkpoint
+from superself.training.checkpoint import (
+    archive,
+    dataset_state_keys,
+    read_checkpoint,
+    require_fit,
+    require_writable,
+    write_checkpoint,
+)
 from superself.training.describe import describe_value, to_plain, versions
 from superself.training.interrupt import FinishStepOnSignal
 from superself.training.lars import LARS
 from superself.training.metrics import Metrics
-from superself.training.optimizers import GroupRule, make_optimizer, parameter_groups
-from superself.training.precision import autocast, choose_precision
+from superself.training.optimizers import GroupRule, can_fuse, check_optimizer, make_optimizer, parameter_groups
+from superself.training.precision import autocast, check_precision, choose_precision
 from superself.training.run import Run
 from superself.training.schedules import (
     Schedule,
     check_bounds,
+    check_lr_scheduler,
     constant,
     cosine,
     epochs,
@@ -33,6 +41,12 @@ __all__ = [
     "Settings",
     "Tracker",
     "autocast",
+    "archive",
+    "require_writable",
+    "can_fuse",
+    "check_optimizer",
+    "check_precision",
+    "check_lr_scheduler",
     "check_bounds",
     "choose_precision",
     "constant",

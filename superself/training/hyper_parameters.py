@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 
 from superself.training.checkpoint import is_plain
 from superself.training.describe import to_plain
+from superself.training.schedules import Schedule
 
 NOT_STORED = {"self", "model", "dataset", "collate_fn", "seed"}  # and what only concerns how the data are read:
 OF_THE_DATA = {"image_size", "on_bad_image", "read", "planes", "memory_limit"}
+SCHEDULE = "schedule"  # key of the values of a Schedule in a checkpoint
 MISSING = object()
 
 
@@ -24,7 +27,7 @@ def declared(supervisor: nn.Module) -> dict[str, Any]:
 
 def stored_values(supervisor: nn.Module) -> dict[str, Any]:
     """The hyper-parameters that a checkpoint can hold: those that are plain values."""
-    plain = {name: to_plain(value) for name, value in declared(supervisor).items()}
+    plain = {name: _storable(value) for name, value in declared(supervisor).items()}
     return {name: value for name, value in plain.items() if is_plain(value)}
 
 
@@ -38,9 +41,11 @@ def adopt(supervisor: nn.Module, stored: dict[str, Any]) -> tuple[bool, list[str
     changed, contradictions = False, []
     for name, value in stored.items():
         own = _value(supervisor, name)
-        if own is MISSING or _equal(to_plain(own), value):
+        if own is MISSING or _equal(_storable(own), value):
             continue
-        passed = name in supervisor._passed or not _equal(to_plain(own), to_plain(defaults.get(name)))
+        passed = name in supervisor._passed or not _equal(_storable(own), _storable(defaults.get(name)))
+        if isinstance(value, dict) and set(value) == {SCHEDULE}:
+            value = Schedule(**value[SCHEDULE])
         if passed:
             contradictions.append(f"{name}={own!r} was passed and the file has {name}={value!r}")
             continue
@@ -65,6 +70,10 @@ def _parameters(cls: type) -> list[tuple[str, Any]]:
                 if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                     found.setdefault(parameter.name, parameter.default)
     return [(name, default) for name, default in found.items() if name not in NOT_STORED | OF_THE_DATA]
+
+
+def _storable(value: Any) -> Any:
+    return {SCHEDULE: to_plain(asdict(value))} if isinstance(value, Schedule) else to_plain(value)
 
 
 def _value(supervisor: nn.Module, name: str) -> Any:

@@ -255,37 +255,3 @@ def make_optimizer(
                 f"out, or pass an optimizer that has it (options here: {', '.join(made.defaults)})."
             )
     return made
-
-
-class OptimizerPair(Optimizer):
-    """Two optimizers behind the interface of one, for schedules and checkpoints.
-
-    Args:
-        first: of the first player.
-        second: of the second player.
-    """
-
-    def __init__(self, first: Optimizer, second: Optimizer) -> None:
-        super().__init__([*first.param_groups, *second.param_groups], {})  # shares the dicts of the two
-        self.first, self.second = first, second
-        self.defaults = first.defaults  # schedules that change a momentum too look it up there
-
-    def step(self, closure: None = None) -> None:
-        """One step of both."""
-        self.first.step()
-        self.second.step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clears the gradients of both."""
-        self.first.zero_grad(set_to_none)
-        self.second.zero_grad(set_to_none)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The states of both."""
-        return {"first": self.first.state_dict(), "second": self.second.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads the states of both."""
-        self.first.load_state_dict(state_dict["first"])
-        self.second.load_state_dict(state_dict["second"])
-        self.param_groups = [*self.first.param_groups, *self.second.param_groups]  # loading replaces the dicts

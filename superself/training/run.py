@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,7 @@ from superself.training.metrics import Metrics
 from superself.training.precision import autocast, choose_precision
 from superself.training.settings import Settings, differences
 from superself.training.trackers import Tracker
-
-if TYPE_CHECKING:
-    from superself.supervisor import Supervisor
+from superself.training.trackers.progress import duration
 
 REFRESH_SECONDS = 0.3  # how often trackers see a step; on an accelerator the only time the loss is fetched
 
@@ -29,14 +27,15 @@ class Run:
     """One call of ``supervise()``: everything that the loop needs and no algorithm has to know.
 
     Args:
-        supervisor: what is trained, with its networks built.
+        supervisor: the Supervisor that is trained, with its networks built.
         settings: the validated arguments of ``supervise()``.
     """
 
-    def __init__(self, supervisor: Supervisor, settings: Settings) -> None:
+    def __init__(self, supervisor: Any, settings: Settings) -> None:
         self.supervisor, self.settings, self.name = supervisor, settings, str(settings.name)
         self.module: nn.Module = supervisor  # what the loop calls; a wrapper for several processes goes around it
         self.step = self.epoch = self.steps_per_epoch = self.total_steps = 0
+        self.epoch_began = 0  # the step at which this epoch began
         self.metrics, self.signals = Metrics(), FinishStepOnSignal()
         self.trackers: list[Tracker] = []
         self.saved_step: int | None = None  # of the file that this run wrote last
@@ -125,7 +124,7 @@ class Run:
             plan += f"; the run that was there is kept as {kept} (resume=True would continue it)"
         if self.settings.progress and self.step < self.total_steps:
             seconds = self._estimate_seconds()
-            plan += "" if seconds is None else f"; about {_duration(seconds)}"
+            plan += "" if seconds is None else f"; about {duration(seconds)}"
         return plan
 
     def _estimate_seconds(self) -> float | None:
@@ -168,7 +167,7 @@ class Run:
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The rest of this epoch's batches, on the device of the networks; measures the time spent waiting for them."""
-        done = self.step - self.epoch * self.steps_per_epoch
+        done = self.step - self.epoch_began
         if hasattr(self.sampler, "set_epoch"):
             try:
                 self.sampler.set_epoch(self.epoch, start=done)
@@ -220,6 +219,7 @@ class Run:
         row = self.summary()
         self._require_finite(row["loss"])
         self.epoch += 1
+        self.epoch_began = self.step
         self.resumed_within_epoch = False
         for tracker in self.trackers:
             row.update(tracker.measure(row))
@@ -240,7 +240,7 @@ class Run:
         left = (self.total_steps - self.step) * seconds / max(self._steps_timed, 1)
         return {
             "epoch": self.epoch + 1,
-            "step": self.step - self.epoch * self.steps_per_epoch,
+            "step": self.step - self.epoch_began,
             "loss": means.pop("loss", float("nan")),
             "chance_loss": self.chance_loss,
             **means,
@@ -279,6 +279,7 @@ class Run:
             **self.supervisor._state(),
             "step": self.step,
             "epoch": self.epoch,
+            "epoch_began": self.epoch_began,
             "settings": {**self.settings.describe(), "precision": self.precision},
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
@@ -304,8 +305,8 @@ class Run:
                 f"The run {self.name!r} cannot be resumed with other settings ({'; '.join(found)}); pass what was passed then, "
                 "or pretrained=True to start a new run from its weights."
             )
-        self.step, self.epoch = stored["step"], stored["epoch"]
-        self.resumed_within_epoch = self.step > self.epoch * self.steps_per_epoch
+        self.step, self.epoch, self.epoch_began = stored["step"], stored["epoch"], stored["epoch_began"]
+        self.resumed_within_epoch = self.step > self.epoch_began
         self.optimizer.load_state_dict(stored["optimizer"])
         self.lr_scheduler.load_state_dict(stored["lr_scheduler"])
         if stored["sampler"]:
@@ -336,9 +337,3 @@ def print_unless_silent(run: Run, text: str) -> None:
     """Prints a line where progress is shown."""
     if run.settings.progress:
         print(text, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

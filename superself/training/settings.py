@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from superself.training.checkpoint import checkpoint_path
+from superself.training.describe import describe_value
 from superself.training.optimizers import check_optimizer
 from superself.training.precision import check_precision
-from superself.training.describe import describe_value
 from superself.training.schedules import check_lr_scheduler
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import conv2d, pad
 
-from superself import ContrastivePredictiveCodingSupervisor
-from superself.algorithms.cpc import ContextBlock, MaskedContext, default_changes
+from superself import Batch, ContrastivePredictiveCodingSupervisor
+from superself.algorithms.cpc import ContextBlock, MaskedContext, default_augment
 from superself.augment import recipe
 from superself.networks import LayerNorm2d, describe, fresh_copy
 
@@ -20,8 +20,8 @@ def cpc(images=None, **arguments):
     return ContrastivePredictiveCodingSupervisor(images, **arguments)
 
 
-def batch(n=16):
-    return tiny_images(n), torch.arange(n)
+def batch(n=16, size=(16, 16), seed=0):
+    return Batch(tiny_images(n, size=size, seed=seed), torch.arange(n))
 
 
 def grid_of(supervisor, images):
@@ -32,7 +32,7 @@ def grid_of(supervisor, images):
 
 
 def test_loss_equals_the_loop_over_directions_distances_and_patches():
-    """Without turning anything: each patch of the target is found by its own place."""
+    """The slow version turns no grid: the target of each prediction is found by its row and column."""
     supervisor = cpc(tiny_images(size=(12, 16)), steps=2)
     rows, columns = supervisor.grid
     images = supervisor.preprocessing(tiny_images(3, size=(12, 16)))
@@ -46,7 +46,7 @@ def test_loss_equals_the_loop_over_directions_distances_and_patches():
         (z[:, :, order["columns"]].permute(0, 2, 1, 3), lambda i, j, k: (j, columns - 1 - i - k)),
     ]
     losses = []
-    for direction, (grid, place) in enumerate(seen):
+    for direction, (grid, position) in enumerate(seen):
         contexts = supervisor.context(grid)
         weights = supervisor.linear[direction].weight.view(2, 64, 256)
         biases = supervisor.linear[direction].bias.view(2, 64)
@@ -55,24 +55,24 @@ def test_loss_equals_the_loop_over_directions_distances_and_patches():
             for b in range(3):
                 for i in range(grid.shape[1] - k):
                     for j in range(grid.shape[2]):
-                        row, column = place(i, j, k)
+                        row, column = position(i, j, k)
                         scores = 0.1 * targets @ (weights[n] @ contexts[b, i, j] + biases[n])
                         sought = (b * rows + row) * columns + column
                         found.append(torch.logsumexp(scores, 0) - scores[sought])
             losses.append(sum(found) / len(found))
     slow = sum(losses) / len(losses)
-    assert supervisor._forward((tiny_images(3, size=(12, 16)), None)).item() == pytest.approx(slow.item(), rel=1e-4)
+    assert supervisor._forward(batch(3, (12, 16))).item() == pytest.approx(slow.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize(("size", "stride"), [(8, 4), (7, 3), (5, 5)])
-def test_a_prediction_sees_no_pixel_of_its_target_and_what_lies_on_one_side_of_it(size, stride):
+def test_a_prediction_depends_on_all_of_one_side_and_on_no_pixel_of_its_target(size, stride):
     supervisor = cpc(patch_size=size, stride=stride, context=MaskedContext(16, 8))
     pixels = supervisor.preprocessing(tiny_images(1)).requires_grad_()
     whole = [(n - 1) * stride + size for n in supervisor.grid]  # pixels that the patches cover
     seen = []
     for found, sought in supervisor._predictions(grid_of(supervisor, pixels)):
-        for prediction, place in zip(found, sought.tolist(), strict=True):
-            top, left = (stride * i for i in divmod(place, supervisor.grid[1]))
+        for prediction, position in zip(found, sought.tolist(), strict=True):
+            top, left = (stride * i for i in divmod(position, supervisor.grid[1]))
             (gradient,) = torch.autograd.grad(prediction.square().sum(), pixels, retain_graph=True)
             rows, columns = (gradient[0].abs().sum((0, d)).nonzero().squeeze(1) for d in (2, 1))
             seen += ["above"] * (rows.max() < top and len(columns) == whole[1])
@@ -83,13 +83,13 @@ def test_a_prediction_sees_no_pixel_of_its_target_and_what_lies_on_one_side_of_i
     assert len(seen) == count and all(seen.count(side) == count / 4 for side in ("above", "below", "left", "right"))
 
 
-def test_the_nearest_target_is_the_first_patch_that_touches_no_pixel_of_the_context():
+def test_the_nearest_target_is_the_first_patch_that_shares_no_pixel_with_the_context():
     assert [list(k) for k in cpc(patch_size=4, stride=2, steps=2).distances] == [[2, 3]] * 4
     assert [list(k) for k in cpc(patch_size=5, stride=2, steps=2).distances] == [[3, 4]] * 4  # 80 by 36 in the paper
     assert [list(k) for k in cpc(patch_size=4, stride=4, steps=9).distances] == [[1, 2, 3]] * 4
 
 
-def test_a_context_sees_its_row_and_those_above_and_nothing_else():
+def test_a_context_depends_on_its_row_and_those_above_and_on_nothing_else():
     torch.manual_seed(0)
     context = MaskedContext(6, width=16, blocks=2)
     z = torch.randn(1, 5, 9, 6, requires_grad=True)
@@ -119,7 +119,7 @@ def test_a_block_is_the_convolutions_of_the_paper():
     assert torch.allclose(block(c.permute(0, 2, 3, 1)), x.permute(0, 2, 3, 1), atol=1e-6)
 
 
-def test_five_blocks_see_all_rows_and_columns_of_a_grid():
+def test_five_blocks_reach_all_rows_and_columns_of_a_grid():
     z = torch.randn(1, 7, 7, 4, requires_grad=True)
     (gradient,) = torch.autograd.grad(MaskedContext(4)(z)[0, 4, 3].sum(), z)
     assert (gradient[0, :5].abs().sum(-1) > 0).all() and not gradient[0, 5:].any()
@@ -137,7 +137,7 @@ def test_every_patch_of_the_batch_is_a_candidate():
     assert [sorted(t.tolist())[:4] for _, t in seen] == [[6, 7, 8, 15], [0, 1, 2, 9], [2, 5, 8, 11], [0, 3, 6, 9]]
 
 
-def test_chance_is_the_loss_of_targets_that_are_all_alike():
+def test_the_chance_level_is_the_loss_of_identical_targets():
     supervisor = cpc(predictor=Constant(8), patch_size=8)
     assert supervisor.chance_loss is None
     supervisor.supervise(epochs=1, batch_size=8, name="run", progress=False)
@@ -156,7 +156,7 @@ class Constant(nn.Module):
         return self.values.expand(len(z), -1)
 
 
-def test_each_patch_is_changed_on_its_own():
+def test_each_patch_is_augmented_on_its_own():
     seen = []
 
     def augment(patches):
@@ -178,7 +178,7 @@ def test_patches_are_drawn_from_the_generator_of_the_run():
     assert torch.equal(first, supervisor._inputs(tiny_images()))
 
 
-def test_batch_norm_of_any_backbone_becomes_layer_norm_unless_told_otherwise():
+def test_batch_norm_of_any_backbone_becomes_layer_norm_by_default():
     own = TinyBackbone()
     assert cpc(backbone=own).model.backbone is own
     assert isinstance(own.layers[1], LayerNorm2d) and isinstance(own.layers[4], LayerNorm2d)
@@ -198,19 +198,19 @@ def test_the_grid_follows_the_image(sides, grid):
     assert supervisor.grid == grid and supervisor.patches.stride == sides[0] // 8
 
 
-def test_small_patches_are_changed_less_and_large_ones_as_in_the_paper():
-    kinds = {size: len(recipe(default_changes(size), size, views=1).transforms[0].transforms) for size in (16, 32, 64)}
-    assert default_changes(64) == "cpc" and kinds[16] == kinds[32] == 3 < kinds[64]
+def test_small_patches_are_augmented_less_and_large_ones_as_in_the_paper():
+    kinds = {size: len(recipe(default_augment(size), size, views=1).transforms[0].transforms) for size in (16, 32, 64)}
+    assert default_augment(64) == "cpc" and kinds[16] == kinds[32] == 3 < kinds[64]
 
 
 def test_learns_to_find_patches_of_images_that_it_has_not_seen():
-    """Each image has a colour of its own: of 8 images the right one can be told, of 9 patches those in its row."""
+    """Each image has another colour: it can be recognised among 8, and so can the row of a patch."""
     images = tiny_images(64)
     supervisor = cpc(images, patch_size=8, context=MaskedContext(16, 32, blocks=2))
     supervisor.supervise(lr=1e-2, epochs=10, batch_size=8, name="run", progress=False)
     supervisor.eval()
     with torch.no_grad():
-        loss = supervisor._forward((tiny_images(8, seed=1), None)).item()
+        loss = supervisor._forward(batch(8, seed=1)).item()
     assert loss < 0.75 * supervisor.chance_loss
 
 
@@ -224,6 +224,97 @@ def test_show_inputs_draws_the_original_its_patches_and_what_the_network_gets(tm
     assert supervisor.show_inputs(tmp_path / "other.png", dataset=tiny_images(2), count=2).exists()
 
 
+def test_patches_follow_the_images_and_the_distances_of_the_stored_run_are_used():
+    """3 x 3 patches on 32 pixels and 5 x 5 on 48: 9 images of 25 patches are as many as 25 images of 9."""
+    settings = {"epochs": 1, "batch_size": 8, "progress": False}
+    small = cpc(tiny_images(size=(32, 32)), patch_size=None).supervise(name="small", **settings)
+    assert small.grid == (3, 3) and [list(k) for k in small.distances] == [[2]] * 4
+    assert [list(k) for k in cpc(tiny_images(size=(48, 48)), patch_size=None).distances] == [[2, 3, 4]] * 4
+
+    larger = cpc(tiny_images(size=(48, 48)), patch_size=None, scale=0.1).load("small")
+    assert larger.grid == (5, 5) and [list(k) for k in larger.distances] == [[2]] * 4
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(larger.linear, small.linear, strict=True))
+    for n in (8, 9):
+        torch.manual_seed(0)
+        data = batch(n, (48, 48))
+        z = grid_of(larger, larger.preprocessing(data.images))
+        assert z.shape[:3] == (n, 5, 5)
+        contexts = larger.linear[0](larger.context(z))  # (n, 5, 5, E), from above
+        found, sought = larger._predictions(z)[0]
+        assert torch.allclose(found, contexts[:, :3].flatten(0, 2))
+        positions = [[b, i, j] for b in range(n) for i in range(2, 5) for j in range(5)]
+        assert sought.tolist() == [(b * 5 + i) * 5 + j for b, i, j in positions]
+        alone = [larger._predictions(image[None])[0][0] for image in z]
+        assert torch.allclose(found, torch.cat(alone), atol=1e-5)  # no prediction mixes patches of two images
+        assert torch.isfinite(larger._forward(data))
+    larger.supervise(name="larger", **settings)
+
+
+def test_smaller_images_use_the_weights_of_the_distances_that_they_have():
+    larger = cpc(tiny_images(size=(48, 48)), patch_size=None)
+    larger.supervise(epochs=1, batch_size=8, name="larger", progress=False)
+    small = cpc(tiny_images(size=(32, 32)), patch_size=None).load("larger")
+    assert [list(k) for k in small.distances] == [[2]] * 4
+    z = grid_of(small, small.preprocessing(tiny_images(3, size=(32, 32))))
+    found, _ = small._predictions(z)[0]
+    assert torch.allclose(found, small.linear[0](small.context(z))[:, :1, :, :64].flatten(0, 2))  # of W_2, W_3, W_4
+
+
+def test_weights_are_matched_by_distance_and_not_by_their_order():
+    """Patches of 5 pixels every 2 have no k = 2, the first of the stored run."""
+    cpc(tiny_images(size=(48, 48)), patch_size=None).supervise(epochs=1, batch_size=8, name="run", progress=False)
+    images = tiny_images(8, size=(11, 21))
+    supervisor = cpc(images, patch_size=None)
+    assert [list(k) for k in supervisor.distances] == [[3], [3], [3, 4, 5], [3, 4, 5]]
+    supervisor.load("run")
+    assert supervisor.distances == [[3], [3], [3, 4], [3, 4]]
+    z = grid_of(supervisor, supervisor.preprocessing(images))  # (8, 4, 9, D)
+    found, _ = supervisor._predictions(z)[0]
+    weights = supervisor.linear[0].weight.view(3, 64, 256)[1]  # of W_2, W_3, W_4
+    biases = supervisor.linear[0].bias.view(3, 64)[1]
+    assert torch.allclose(found, (supervisor.context(z)[:, :1] @ weights.T + biases).flatten(0, 2), atol=1e-6)
+
+
+def test_a_run_without_a_common_distance_is_refused():
+    cpc(tiny_images(size=(32, 32)), patch_size=None).supervise(epochs=1, batch_size=8, name="run", progress=False)
+    message = "distances of 2, and patches of 5 pixels every 2 pixels on images of 11 x 12 have 3; pass patch_size and"
+    with pytest.raises(ValueError, match=message):
+        cpc(tiny_images(size=(11, 12)), patch_size=None).load("run")
+
+
+def test_patches_are_cut_from_views_smaller_than_the_images():
+    seen = []
+
+    def keep(patches):
+        seen.append(patches.clone())
+        return patches
+
+    supervisor = cpc(tiny_images(size=(24, 24)), patch_size=8, view_size=16, augment=keep)
+    whole = cpc(tiny_images(), patch_size=8)
+    assert supervisor.grid == whole.grid == (3, 3)
+    supervisor._forward(batch(9, (24, 24)))
+    middle = tiny_images(9, size=(24, 24))[..., 4:20, 4:20] / 255
+    assert torch.allclose(seen[0], whole.patches(middle).flatten(0, 1))
+
+
+def test_patches_are_cut_from_the_views_of_a_collate_function():
+    seen = []
+    supervisor = cpc(patch_size=8, augment=lambda patches: seen.append(patches.clone()) or patches)
+    supervisor._forward(Batch(tiny_images(), views=[torch.zeros(16, 3, 16, 16)]))
+    assert not seen[0].any()
+
+
+def test_views_of_another_size_than_the_grid_are_not_misread():
+    with pytest.raises(RuntimeError, match="unflatten"):
+        cpc(patch_size=8)._forward(Batch(tiny_images(9), views=[torch.zeros(9, 3, 24, 24)]))  # 25 patches of each
+
+
+def test_an_empty_sequence_is_a_predictor():
+    identity = nn.Sequential()
+    supervisor = cpc(predictor=identity)
+    assert supervisor.model.predictor is identity and torch.isfinite(supervisor._forward(batch()))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -231,9 +322,10 @@ def test_show_inputs_draws_the_original_its_patches_and_what_the_network_gets(tm
             {"patch_size": 12},
             "patches of 12 pixels every 6 pixels give a grid of 1 x 1 on images of 16 x 16, and 3 x 3 is the least",
         ),
-        ({"steps": 0}, "steps=0 predict nothing; pass at least 1 of each"),
-        ({"patch_size": 0}, "patch_size=0, stride=1, steps=3 predict nothing"),
-        ({"stride": 0}, "stride=0, steps=3 predict nothing"),
+        ({"steps": 0}, "steps=0 is a number of distances; pass an integer of at least 1"),
+        ({"patch_size": 0}, "patch_size=0 is in pixels; pass an integer of at least 1"),
+        ({"stride": 0}, "stride=0 is in pixels; pass an integer of at least 1"),
+        ({"scale": 0}, "scale=0 multiplies the scores; pass a number above 0"),
     ],
 )
 def test_grids_without_a_target_are_refused(arguments, message):
@@ -242,6 +334,6 @@ def test_grids_without_a_target_are_refused(arguments, message):
 
 
 def test_the_backbone_is_built_for_images_and_sees_patches():
-    """With the stem for small images the 49 patches of an image of 96 pixels would cost sixteen times as much."""
+    """With the stem for small images, the 49 patches of an image of 96 pixels would cost sixteen times as much."""
     supervisor = ContrastivePredictiveCodingSupervisor(tiny_images(4, size=(96, 96)), backbone="squeezenet1_1")
     assert supervisor.grid == (7, 7) and "3 x 3 stem" not in describe(supervisor.get_backbone())

@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from superself import JigsawNetSupervisor
-from superself.algorithms.jigsaw import assemble, move_channels
+from superself import Batch, JigsawNetSupervisor
+from superself.algorithms.jigsaw import assemble, shift_channels
 from superself.networks import describe
 
 from cases import TinyBackbone, tiny_images
@@ -16,8 +17,13 @@ def jigsaw(images=None, **arguments):
     return JigsawNetSupervisor(images, **{"backbone": TinyBackbone(len(images[0])), "seed": 0, **arguments})
 
 
+def batch(images=None):
+    images = tiny_images() if images is None else images
+    return Batch(images, torch.arange(len(images)))
+
+
 def drawn(supervisor, images, seed=1):
-    """The tiles, which permutations and the orders that the next step would take."""
+    """The tiles, the permutations and the orders that the next step will take."""
     supervisor.generator.manual_seed(seed)
     found = supervisor._tiles(images), *supervisor._orders(len(images))
     supervisor.generator.manual_seed(seed)
@@ -25,7 +31,7 @@ def drawn(supervisor, images, seed=1):
 
 
 def quarters(n, seed=0):
-    """Images with a pattern of its own in each quarter (lines across, down, oblique, dots) and noise."""
+    """Images with another pattern in each quarter (horizontal, vertical and oblique lines, dots) and noise."""
     y, x = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
     patterns = [y % 4 < 2, x % 4 < 2, (x + y) % 4 < 2, (x % 4 < 2) & (y % 4 < 2)]
     image = assemble(torch.stack(patterns)[None, :, None].float()) * 120
@@ -47,25 +53,25 @@ def test_loss_equals_the_cross_entropy_of_puzzles_made_one_by_one(arguments):
             else:
                 logits = supervisor.model.predictor(supervisor.model.features(puzzle).view(1, -1))
             losses.append(-logits.log_softmax(1)[0, target].item())
-    loss = supervisor._forward((tiny_images(), torch.arange(16)))
+    loss = supervisor._forward(batch())
     assert len(losses) == 16 * 4 and loss.item() == pytest.approx(sum(losses) / 64, rel=1e-4)
 
 
-def test_a_number_worked_by_hand_and_chance():
+def test_a_number_worked_by_hand_and_the_chance_level():
     class Sure(nn.Linear):
-        """The first permutation is the right one with odds of e squared to one against each other."""
+        """The logit of the first permutation is 2, those of the others are 0."""
 
         def forward(self, y):
             return y.new_tensor([2.0] + [0.0] * 23).expand(len(y), 24) + 0 * super().forward(y)
 
     supervisor = jigsaw(predictor=Sure(64, 24), n_permutations_per_image=24)  # one of the 24 is the first
     expected = math.log(math.exp(2) + 23) - 2 / 24
-    assert supervisor._forward((tiny_images(), torch.arange(16))).item() == pytest.approx(expected, rel=1e-5)
+    assert supervisor._forward(batch()).item() == pytest.approx(expected, rel=1e-5)
     assert supervisor.chance_loss == pytest.approx(math.log(24))
     assert jigsaw(grid=3, n_permutations=1000).chance_loss == pytest.approx(math.log(1000))
 
 
-def test_a_puzzle_is_put_together_row_by_row():
+def test_a_puzzle_is_assembled_row_by_row():
     tiles = torch.arange(4.0).view(1, 4, 1, 1, 1).expand(1, 4, 1, 2, 2)[:, [2, 0, 3, 1]]
     assert assemble(tiles)[0, 0].tolist() == [[2, 2, 0, 0], [2, 2, 0, 0], [3, 3, 1, 1], [3, 3, 1, 1]]
     image = torch.rand(2, 3, 9, 9)
@@ -83,30 +89,30 @@ def test_all_permutations_are_drawn_equally_often_and_an_image_gets_different_on
 
 
 @pytest.mark.parametrize(("grid", "size", "tile"), [(2, 225, 95), (3, 225, 64), (2, 32, 13), (2, 16, 6), (3, 16, 4)])
-def test_backbone_gets_tiles_and_nothing_else_of_the_image(grid, size, tile):
+def test_the_backbone_sees_tiles_and_no_other_part_of_the_image(grid, size, tile):
     shapes = []
 
-    class Looks(TinyBackbone):
+    class Recorder(TinyBackbone):
         def forward(self, images):
             shapes.append(images.shape)
             return super().forward(images)
 
     images = tiny_images(2, size=(size, size + 3))
     for whole, expected in ((False, (2 * grid**2, 3, tile, tile)), (True, (8, 3, grid * tile, grid * tile))):
-        supervisor = jigsaw(images, grid=grid, whole=whole, backbone=Looks())
-        supervisor._forward((images, torch.arange(2)))
+        supervisor = jigsaw(images, grid=grid, whole=whole, backbone=Recorder())
+        supervisor._forward(batch(images))
         assert shapes[-1] == expected
-        assert supervisor.cut.jitter and tile + 2 * supervisor.jitter < size // grid  # a random place, and gaps
+        assert supervisor.cut.jitter and tile + 2 * supervisor.jitter < size // grid  # random positions, and gaps
 
 
-def test_tiles_are_standardised_each_by_itself():
+def test_each_tile_is_standardised_on_its_own():
     images = tiny_images(size=(64, 64)) // 9 + 200
     tiles = jigsaw(images)._tiles(images)  # floats below 0 and above 1, which bytes could not hold
     torch.testing.assert_close(tiles.mean((2, 3, 4)), torch.zeros(16, 4), atol=1e-4, rtol=0)
     torch.testing.assert_close(tiles.std((2, 3, 4), correction=0), torch.ones(16, 4), atol=1e-3, rtol=0)
 
 
-def test_tiles_are_made_grey_one_by_one():
+def test_each_tile_is_made_grey_on_its_own():
     images = (torch.rand(400, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 255).byte()
     tiles = jigsaw(images, normalize=(0.5, 0.25))._tiles(images)
     grey = (tiles.amax(2) - tiles.amin(2)).amax((2, 3)) < 1e-3  # (400, 4)
@@ -116,21 +122,23 @@ def test_tiles_are_made_grey_one_by_one():
     assert not (jigsaw(images, greyscale=0.0, normalize=(0.5, 0.25))._tiles(images).std(2).amax((2, 3)) < 1e-3).any()
 
 
-def test_channels_of_each_tile_are_moved_by_themselves():
+def test_each_channel_of_each_tile_is_shifted_on_its_own():
     rows, columns = torch.meshgrid(torch.arange(9.0), torch.arange(9.0), indexing="ij")
     images = (10 * rows + columns).expand(500, 3, 9, 9)
-    moved = move_channels(images, 2, torch.Generator().manual_seed(0))
-    corner = moved[:, :, 0, 0]
-    assert torch.equal(moved, corner[:, :, None, None] + images[:, :, :5, :5])  # whole, without a border
+    shifted = shift_channels(images, 2, torch.Generator().manual_seed(0))
+    corner = shifted[:, :, 0, 0]
+    assert torch.equal(shifted, corner[:, :, None, None] + images[:, :, :5, :5])  # whole, without a border
     assert set(corner.flatten().tolist()) == {10.0 * y + x for y in range(5) for x in range(5)}
     assert 0 < (corner[:, 0] == corner[:, 1]).float().mean() < 0.1  # one in 25
-    assert move_channels(images, 0, torch.Generator()) is images
+    assert shift_channels(images, 0, torch.Generator()) is images
 
 
-def test_colours_move_by_two_pixels_of_64_and_not_where_that_is_none():
+def test_channels_shift_by_two_pixels_of_64_and_stay_where_that_is_less_than_half_a_pixel():
     sizes = [jigsaw(tiny_images(2, size=(s, s)), grid=3) for s in (225, 32)]
     assert [s.jitter for s in sizes] == [2, 0] and [s.cut.tile for s in sizes] == [68, 8]
-    assert jigsaw(tiny_images(2, 1, (64, 64)), channel_jitter=0.1).jitter == 0  # one channel cannot move against itself
+    assert (
+        jigsaw(tiny_images(2, 1, (64, 64)), channel_jitter=0.1).jitter == 0
+    )  # a single channel has no other to shift against
 
 
 def test_features_of_a_tile_do_not_depend_on_its_neighbours():
@@ -145,24 +153,22 @@ def test_features_of_a_tile_do_not_depend_on_its_neighbours():
 def test_puzzles_of_an_image_share_one_pass_of_its_tiles():
     supervisor, calls = jigsaw(n_permutations_per_image=24), []
     supervisor.model.backbone.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
-    supervisor._forward((tiny_images(), torch.arange(16)))
+    supervisor._forward(batch())
     assert calls == [16 * 4]
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_learns_where_tiles_belong_in_images_it_has_not_seen(whole):
-    # The whole needs features that keep their places, as those of the default backbone do.
+def test_learns_the_order_of_tiles_of_images_that_it_has_not_seen(whole):
+    # The whole puzzle needs features that are not pooled over all positions, such as those of the default backbone.
     backbone = nn.Sequential(TinyBackbone(), nn.Flatten()) if whole else TinyBackbone()
     supervisor = jigsaw(quarters(64), whole=whole, backbone=backbone)
     supervisor.supervise(lr=1e-2, epochs=8, batch_size=32, name="run", progress=False)
     supervisor.eval()
     with torch.no_grad():
-        assert supervisor._forward((quarters(32, seed=1), torch.arange(32))) < 0.2 * math.log(24)
+        assert supervisor._forward(batch(quarters(32, seed=1))) < 0.2 * math.log(24)
 
 
-def test_shows_the_image_beside_its_puzzles(tmp_path):
-    from PIL import Image
-
+def test_shows_the_image_next_to_its_puzzles(tmp_path):
     supervisor = jigsaw(n_permutations_per_image=2)
     state = supervisor.generator.get_state()
     picture = Image.open(supervisor.show_inputs(tmp_path / "new" / "puzzles.png", count=3))
@@ -172,24 +178,47 @@ def test_shows_the_image_beside_its_puzzles(tmp_path):
         JigsawNetSupervisor(backbone=TinyBackbone()).show_inputs(tmp_path / "none.png")
 
 
+def test_shows_puzzles_of_the_views_where_these_are_smaller_than_the_images(tmp_path):
+    supervisor = jigsaw(tiny_images(size=(24, 24)), view_size=16, n_permutations_per_image=1)
+    picture = Image.open(supervisor.show_inputs(tmp_path / "puzzles.png", count=2))
+    assert picture.size == (2 * 18, 2 * 18)  # of 16 pixels, not of 24
+
+
+def test_tiles_follow_the_size_of_the_images():
+    jigsaw(tiny_images(size=(32, 32))).supervise(epochs=1, batch_size=16, name="run", progress=False)
+    continued = jigsaw(tiny_images(size=(48, 48))).load("run")
+    assert continued.tile_size == 20 and continued.network_shape == (3, 32, 32)
+    assert torch.isfinite(continued._forward(batch(tiny_images(8, size=(48, 48)))))
+
+
+def test_an_empty_sequence_is_a_predictor():
+    identity = nn.Sequential()
+    supervisor = jigsaw(backbone=TinyBackbone(width=6), predictor=identity)
+    assert supervisor.model.predictor is identity and torch.isfinite(supervisor._forward(batch()))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"grid": 4}, "grid=4 makes no puzzle that can be solved by classification; pass 2 or 3"),
-        ({"n_permutations": 1}, "n_permutations=1 and tile=.* make no puzzle; pass 2 permutations or more"),
-        ({"tile": 13}, "tile=13 make no puzzle; .* as a fraction of its cell's"),
-        ({"n_permutations_per_image": 25}, "n_permutations_per_image=25 .* permutations of 24; pass 1 to 24"),
+        ({"grid": 4}, "grid=4 is unknown; pass 2 or 3"),
+        ({"n_permutations": 1}, "n_permutations=1 is the number of permutations .*; pass an integer of at least 2"),
+        ({"tile": 13}, r"tile=13 is the side of a tile as a fraction of its cell's; pass a number in \(0, 1\]"),
+        ({"tile": 0}, r"tile=0 .* pass a number in \(0, 1\]"),
+        ({"channel_jitter": -0.1}, r"channel_jitter=-0.1 is a fraction of a tile's side; pass a number in \[0, 1\]"),
+        ({"greyscale": 2}, r"greyscale=2 is the fraction of tiles that become grey; pass a number in \[0, 1\]"),
+        ({"n_permutations_per_image": 25}, "=25 different permutations are needed and there are 24; .* from 1 to 24"),
+        ({"n_permutations_per_image": 0}, "n_permutations_per_image=0 .*; pass an integer of at least 1"),
         ({"images": tiny_images(size=(5, 16)), "grid": 3}, "images of 5 x 16 are too small for 3 x 3 tiles"),
     ],
 )
-def test_what_makes_no_puzzle_is_refused(arguments, message):
+def test_arguments_that_make_no_puzzle_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         jigsaw(**arguments)
 
 
 def test_the_backbone_is_built_for_images_and_sees_tiles():
-    """Features are taken of images: one of 96 pixels is no small image, though its tiles of 40 would be."""
+    """Images of 96 pixels are not small, so the backbone keeps its stem, although tiles of 40 pixels would be small."""
     supervisor = JigsawNetSupervisor(tiny_images(4, size=(96, 96)), backbone="squeezenet1_1")
-    assert supervisor.tile == 40 and "3 x 3 stem" not in describe(supervisor.get_backbone())
+    assert supervisor.tile_size == 40 and "3 x 3 stem" not in describe(supervisor.get_backbone())
     small = JigsawNetSupervisor(tiny_images(4, size=(64, 64)), backbone="squeezenet1_1")
     assert "3 x 3 stem for images of 64 x 64" in describe(small.get_backbone())

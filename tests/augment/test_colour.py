@@ -74,7 +74,7 @@ def test_jitter_applies_the_four_in_the_drawn_order():
     assert len(seen) == 24
 
 
-def test_jitter_leaves_the_unchosen_as_they_are():
+def test_jitter_keeps_samples_that_are_not_selected():
     images = images_of(1).expand(400, -1, -1, -1)
     views = ColorJitter(0.8, 0.8, 0.8, 0.2, p=0.8)(images, seeded())
     same = (views == images).all(3).all(2).all(1)
@@ -94,12 +94,12 @@ def test_jitter_has_the_distribution_of_torchvisions():
 def test_bounds_are_as_in_torchvision():
     assert ColorJitter(1.5, (0.1, 1.9), 0, 0.1).factors == [(0.0, 2.5), (0.1, 1.9), (1, 1)]
     assert ColorJitter(hue=0.1).hue == (-0.1, 0.1)
-    with pytest.raises(ValueError, match="hue=0.7 is not within -0.5 and 0.5"):
+    with pytest.raises(ValueError, match="hue=0.7 must lie between -0.5 and 0.5"):
         ColorJitter(hue=0.7)
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_other_channels_keep_brightness_and_contrast_and_it_is_said_once(channels):
+def test_other_channels_keep_brightness_and_contrast_with_one_warning(channels):
     warn_skipped.cache_clear()
     images, jitter = images_of(3, channels), ColorJitter(0.5, 0.5, 0.5, 0.2)
     with pytest.warns(UserWarning, match=rf"jitter of saturation and hue needs RGB .* {channels} channel"):

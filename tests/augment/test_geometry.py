@@ -21,7 +21,7 @@ from superself.augment import (
     Resize,
 )
 from superself.augment.geometry import affine_matrix, deform_image, dense_displacement
-from superself.augment.resample import Warp, resample
+from superself.augment.warp import Warp, resample
 
 from tensors import images_of, seeded
 
@@ -64,7 +64,7 @@ def test_affine_parameters_lie_between_their_bounds():
     assert moved[:, 0].abs().max() <= 4.01 and moved[:, 1].abs().max() <= 4.01
 
 
-def test_p_of_affine_leaves_the_others_alone():
+def test_affine_keeps_samples_that_are_not_selected():
     images = images_of(200, 8, 8)
     views = RandomAffine((90, 90), p=0.25)(images, seeded())
     same = (views - images).abs().amax((1, 2, 3)) < 1e-5
@@ -124,7 +124,7 @@ def test_rotations_by_90_degrees_are_exact_and_equally_likely():
         same = (views - torch.rot90(images, turns, (2, 3))).abs().amax((1, 2, 3)) < 1e-5
         counts.append(int(same.sum()))
     assert sum(counts) == 2000 and min(counts) > 430
-    with pytest.raises(ValueError, match="need square images, not 7 x 9"):
+    with pytest.raises(ValueError, match="need square images, got 7 x 9"):
         RandomRotation90()(torch.rand(1, 3, 7, 9))
 
 

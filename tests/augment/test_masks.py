@@ -32,7 +32,7 @@ from superself.augment import (
     Views,
     recipe,
 )
-from superself.augment.resample import Warp, resample_masks
+from superself.augment.warp import Warp, resample_masks
 
 from tensors import seeded
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from superself.augment.permutations import KEPT, choose_far_apart, permutation_set
+from superself.augment.permutations import STORED, choose_far_apart, permutation_set
 
 
 def distance(one, other):
@@ -25,17 +25,17 @@ def slowly_chosen(tiles, count):
 
 
 @pytest.mark.parametrize(("tiles", "count"), [(3, 4), (4, 9), (5, 20)])
-def test_the_next_one_is_the_farthest_from_those_there_are(tiles, count):
+def test_next_permutation_is_the_farthest_from_those_chosen(tiles, count):
     assert [tuple(row) for row in choose_far_apart(tiles, count)] == slowly_chosen(tiles, count)
 
 
-def test_two_by_two_worked_by_hand():
+def test_permutations_of_four_tiles_worked_by_hand():
     """Four permutations of four tiles can differ in all places: a Latin square."""
     assert permutation_set(4, 4).tolist() == [[0, 1, 2, 3], [1, 0, 3, 2], [2, 3, 0, 1], [3, 2, 1, 0]]
 
 
 @pytest.mark.parametrize("count", [24, 100, None])
-def test_all_permutations_where_there_are_no_more(count):
+def test_all_permutations_are_returned_when_there_are_fewer(count):
     assert permutation_set(4, count).tolist() == [list(p) for p in permutations(range(4))]
 
 
@@ -49,7 +49,7 @@ def test_thousand_of_nine_tiles_are_different_permutations_far_apart():
     assert min(distance(a, b) for a, b in combinations(found[:100].tolist(), 2)) == 6
 
 
-def test_kept_ones_are_those_that_the_generator_gives():
+def test_stored_permutations_are_those_of_the_search():
     assert torch.equal(permutation_set(9, 12), torch.from_numpy(choose_far_apart(9, 12)))
 
 
@@ -60,13 +60,13 @@ def test_smaller_sets_begin_the_larger_ones():
 
 def test_file_of_permutations_is_packed_with_the_package():
     packed = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    assert f'"superself.augment" = ["{KEPT}"]' in packed
+    assert f'"superself.augment" = ["{STORED}"]' in packed
 
 
 @pytest.mark.parametrize(
     ("tiles", "count", "message"),
-    [(16, 10, "tiles=16 cannot be permuted here; pass 1 to 9"), (4, 0, "count=0 is no number of permutations")],
+    [(16, 10, "tiles=16 is out of range; pass 1 to 9"), (4, 0, "count=0 must be at least 1")],
 )
-def test_what_cannot_be_is_refused(tiles, count, message):
+def test_impossible_counts_are_refused(tiles, count, message):
     with pytest.raises(ValueError, match=message):
         permutation_set(tiles, count)

@@ -208,7 +208,7 @@ def test_generator_decides_and_the_global_state_is_left_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_what_cannot_be_used_is_said():
+def test_unusable_arguments_are_refused():
     with pytest.raises(ValueError, match=r"p=1.5 is not a probability"):
         RandomInvert(1.5)
     with pytest.raises(ValueError, match=r"batch of images \(B, C, H, W\), got a tensor of shape \(3, 8, 8\)"):

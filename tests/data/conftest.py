@@ -1,4 +1,4 @@
-"""What the tests of the data share: small images and files made on the spot."""
+"""Fixtures of the data tests: small images and files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def noise():
 
 @pytest.fixture
 def folder(tmp_path, noise):
-    """folder(n, broken=[places]) -> a folder of n PNG files, of which some hold no image."""
+    """folder(n, broken=[places]) -> a folder of n PNG files, of which those at ``broken`` are not images."""
 
     def make(n, broken=()):
         for i in range(n):

@@ -1,4 +1,4 @@
-"""Data sets by name, read from small files in the layout that torchvision knows."""
+"""Data sets by name, read from small files in the layout of torchvision."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_stl10_has_three_splits(small_stl10):
     assert stl10("unlabeled").labels is None
 
 
-def test_missing_files_are_not_downloaded_unasked(tmp_path):
+def test_missing_files_are_only_downloaded_on_request(tmp_path):
     for name, opener in {"cifar10": cifar10, "stl10": stl10}.items():
         with pytest.raises(FileNotFoundError, match=f"{name} is not in .* run once: python -c .*download=True"):
             opener(root=tmp_path)

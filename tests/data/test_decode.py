@@ -1,4 +1,4 @@
-"""Every kind of image file comes out upright, with its range and its channels."""
+"""Image files of every kind are read upright, with their range and channels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_png16(path, pixels):
 
 
 def check_reads(path, expected, tolerance=0, planes=None):
-    """The file reads as ``expected`` (H, W, C), and its header foretells it."""
+    """The file reads as ``expected`` (H, W, C), and its header announces it."""
     image = read_image(path, planes=planes)
     assert image.dtype == expected.dtype and image.shape == expected.shape
     assert np.abs(image.astype(float) - expected.astype(float)).max() <= tolerance
@@ -72,7 +72,7 @@ def test_palette_becomes_colour(tmp_path):
     check_reads(tmp_path / "palette.png", np.full((4, 6, 3), [10, 20, 30], np.uint8))
 
 
-def test_transparency_lies_on_white(tmp_path):
+def test_transparent_pixels_are_blended_with_white(tmp_path):
     Image.new("RGBA", (6, 4), (0, 100, 200, 0)).save(tmp_path / "clear.png")
     check_reads(tmp_path / "clear.png", np.full((4, 6, 3), 255, np.uint8))
     Image.new("LA", (6, 4), (0, 51)).save(tmp_path / "fifth.png")
@@ -93,7 +93,7 @@ def test_gif_gives_its_first_frame(tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path, noise, extension, orientation):
     upright = noise(5, 7)
-    turn = {  # how the camera stored what should be seen upright
+    turn = {  # how the camera stores an upright image
         1: lambda a: a,
         2: np.fliplr,
         3: lambda a: np.rot90(a, 2),
@@ -129,7 +129,7 @@ def test_sixteen_bits_are_kept(tmp_path, noise, channels):
 
 
 @needs_16_bit_colour
-def test_sixteen_bit_transparency_lies_on_white(tmp_path):
+def test_transparent_sixteen_bit_pixels_are_blended_with_white(tmp_path):
     for channels in (2, 4):
         pixels = np.full((4, 6, channels), 1000, np.uint16)
         pixels[:, :, -1] = 13107  # a fifth
@@ -201,7 +201,7 @@ def test_pages_of_other_sizes_are_refused_and_reduced_ones_ignored(tmp_path, noi
     check_reads(tmp_path / "0.tif", image[:, :, None], planes=(0,))
 
 
-def test_planes_of_files_that_are_no_stacks_are_their_one_plane(tmp_path, noise):
+def test_files_that_are_not_stacks_have_one_plane(tmp_path, noise):
     pixels = noise(5, 7)
     tifffile.imwrite(tmp_path / "one.tif", pixels, photometric="rgb")
     for planes in ("channels", (0,)):
@@ -219,11 +219,11 @@ def test_npy_finds_its_channels(tmp_path, noise):
     check_reads(tmp_path / "mask.npy", ((pixels[:, :, :1] > 9) * 255).astype(np.uint8))
 
 
-def test_npy_that_is_no_image_is_refused(tmp_path):
+def test_npy_that_is_not_an_image_is_refused(tmp_path):
     for array, message in [
-        (np.zeros((4, 5, 4), np.uint8), "channels of an array of shape .* cannot be told"),
-        (np.zeros((2, 3, 4, 5), np.uint8), "is no image"),
-        (np.zeros((4, 4), np.int64), "int64 have no known range"),
+        (np.zeros((4, 5, 4), np.uint8), "cannot infer which axis of an array of shape .* holds the channels"),
+        (np.zeros((2, 3, 4, 5), np.uint8), "is not an image"),
+        (np.zeros((4, 4), np.int64), "value range of int64 pixels is unknown"),
     ]:
         np.save(tmp_path / "bad.npy", array)
         for read in (read_header, read_image):
@@ -251,19 +251,19 @@ def test_large_jpeg_is_decoded_at_a_fraction_never_below_twice_the_size(tmp_path
     assert read_image(tmp_path / "large.jpg", size=(100, 100)).shape == (320, 640, 3)
 
 
-def test_cover_keeps_the_aspect_and_crops_the_centre():
+def test_resize_to_cover_keeps_the_aspect_and_crops_the_centre():
     wide = torch.zeros(1, 1, 4, 12, dtype=torch.uint8)
     wide[..., 4:8] = 200
     assert torch.equal(resize_to_cover(wide, (4, 4)), torch.full((1, 1, 4, 4), 200, dtype=torch.uint8))
     assert resize_to_cover(wide, (8, 3)).shape == (1, 1, 8, 3)
 
 
-def test_cover_does_not_alias():
+def test_resize_to_cover_does_not_alias():
     stripes = (torch.arange(64) % 2 * 65535).to(torch.int32).to(torch.uint16).expand(1, 1, 64, 64)
     assert (resize_to_cover(stripes, (16, 16)).int() - 32768).abs().max() < 4000
 
 
-def test_fit_repeats_grey_and_widens_eight_bits():
+def test_conform_image_repeats_grey_and_widens_eight_bits():
     grey = torch.tensor([[[0, 1, 255]]], dtype=torch.uint8)
     assert conform_image(grey, 3, torch.uint16, (1, 3)).int().tolist() == [[[0, 257, 65535]]] * 3
     with pytest.raises(ValueError, match="4 channels where the data set has 3"):
@@ -280,12 +280,12 @@ def test_to_tensor_takes_pillow_arrays_and_tensors(noise):
     assert torch.equal(to_tensor(pixels[:, :, 0]), expected[:1])
     assert torch.equal(to_tensor(expected[0] > 99), (expected[:1] > 99).byte() * 255)
     assert to_tensor(expected.double()).dtype == torch.float32
-    with pytest.raises(ValueError, match="is no image; give"):
+    with pytest.raises(ValueError, match="is not an image; pass"):
         to_tensor(torch.zeros(2, 3, 4, 5))
-    with pytest.raises(ValueError, match="int64 have no known range"):
+    with pytest.raises(ValueError, match="value range of int64 pixels is unknown"):
         to_tensor(torch.zeros(3, 4, 5, dtype=torch.int64))
 
 
 def test_whole_numbers_of_32_bits_are_refused():
-    with pytest.raises(ValueError, match="int32 have no known range"):
+    with pytest.raises(ValueError, match="value range of int32 pixels is unknown"):
         from_pil(Image.new("I", (4, 4)))

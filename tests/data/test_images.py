@@ -1,4 +1,4 @@
-"""Images: places, stand-ins, the memory, and what is refused."""
+"""Images: places, replacements for broken images, memory, and what is refused."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def test_on_bad_image_raise_stops_at_the_first(folder):
         open_images(folder(60, broken=[7]), on_bad_image="raise")
 
 
-def test_only_input_that_is_no_image_is_an_error(folder):
-    with pytest.raises(ValueError, match="no image can be read; .*000.png"):
+def test_data_set_without_any_readable_image_is_an_error(folder):
+    with pytest.raises(ValueError, match="none of the images can be read: .*000.png"):
         open_images(folder(1, broken=[0]))
 
 
@@ -181,7 +181,7 @@ def test_items_that_are_the_same_each_time_are_kept_in_memory_with_their_labels(
     assert torch.equal(images.batch([3, 1]).images, data.tensors[0][[3, 1]])
 
 
-def test_item_that_cannot_be_read_is_skipped_and_delivers_its_stand_ins_label():
+def test_item_that_cannot_be_read_is_skipped_and_delivers_the_label_of_its_replacement():
     for images in (open_images(Faulty()), open_images(Faulty()).load()):
         batch = images.batch([6, 7])
         assert batch.index.tolist() == [6, 8] and batch.target.tolist() == [0, 2]
@@ -222,14 +222,14 @@ def test_sixteen_bit_images_are_batched_from_memory(noise):
     assert np.array_equal(open_images(data).batch([5, 0]).images.numpy()[:, 0], data[[5, 0]])
 
 
-def test_description_says_the_truth(folder):
+def test_description_counts_what_is_used_and_skipped(folder):
     images = open_images(folder(60, broken=[7]))
     text = "60 images found, 59 used, 1 skipped; 3 channels, uint8; 8 x 8 pixels; "
     assert images.describe() == text + "not in memory yet (0.0 MiB)"
     assert images.load().describe() == text + "0.0 MiB in memory"
 
 
-def test_unknown_has_a_shape_and_no_images():
+def test_image_spec_has_a_shape_and_no_images():
     unknown = ImageSpec((1, 28, 28), count=5)
     assert isinstance(unknown, Images) and len(unknown) == 5 and unknown.shape == (1, 28, 28)
     assert unknown.load() is unknown and not unknown.in_memory and "1 x 28 x 28" in unknown.describe()

@@ -1,4 +1,4 @@
-"""The order of the images is the seed's and the epoch's alone; memory, disk and workers give the same batches."""
+"""The order of the images depends on seed and epoch alone; memory, disk and workers give the same batches."""
 
 from __future__ import annotations
 

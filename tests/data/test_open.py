@@ -50,12 +50,12 @@ def test_arrays_and_tensors_in_every_layout(noise):
     assert open_images(expected.double()).dtype == torch.float32
 
 
-def test_array_whose_channels_cannot_be_told_is_refused():
-    with pytest.raises(ValueError, match=r"shape \(2, 4, 5, 4\) cannot be told; pass torch.from_numpy"):
+def test_array_with_an_ambiguous_channel_axis_is_refused():
+    with pytest.raises(ValueError, match=r"array of shape \(2, 4, 5, 4\) holds the channels; pass torch.from_numpy"):
         open_images(np.zeros((2, 4, 5, 4), np.uint8))
-    with pytest.raises(ValueError, match=r"shape \(4, 4\) are no data set"):
+    with pytest.raises(ValueError, match=r"shape \(4, 4\) are not a data set"):
         open_images(np.zeros((4, 4), np.uint8))
-    with pytest.raises(ValueError, match="int64 have no known range; convert"):
+    with pytest.raises(ValueError, match="value range of int64 pixels is unknown; convert"):
         open_images(torch.zeros(2, 3, 4, 4, dtype=torch.int64))
 
 
@@ -100,7 +100,7 @@ def test_undecoded_bytes_are_explained():
         open_images([b"\x89PNG", b"\x89PNG"])
 
 
-def test_read_opens_formats_of_ones_own(tmp_path):
+def test_read_opens_custom_formats(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.raw").write_bytes(bytes([i] * 12))
     images = open_images(tmp_path, read=read_raw)
@@ -137,14 +137,14 @@ def test_planes_are_chosen_in_class_folders_too(tmp_path):
     assert open_images(f"imagefolder:{tmp_path}", planes="channels").shape == (2, 3, 4)
 
 
-def test_opened_data_set_is_returned_as_it_is():
+def test_opened_data_set_is_returned_unchanged():
     images = open_images(torch.zeros(2, 3, 4, 4))
     assert open_images(images) is images
     with pytest.raises(ValueError, match="is open already; pass image_size"):
         open_images(images, image_size=4)
 
 
-def test_without_a_source_it_is_the_folder_dataset_or_unknown(tmp_path, monkeypatch, noise):
+def test_without_a_source_it_is_the_folder_dataset_or_only_a_shape(tmp_path, monkeypatch, noise):
     monkeypatch.chdir(tmp_path)
     assert isinstance(open_images(None), ImageSpec)
     (tmp_path / "dataset").mkdir()

@@ -1,4 +1,4 @@
-"""Preprocessing: what the network sees of the stored pixels."""
+"""Preprocessing: from stored pixels to the input of the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The helpers behind the sources: files found, places spread, random state kept."""
+"""Helpers of the sources: finding files, spacing places, mapping in threads, stacking."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from superself.data.sources import evenly_spaced, find_files, map_in_threads, stack_images
 
 
-def test_places_are_spread_evenly_and_never_twice():
+def test_places_are_evenly_spaced_and_distinct():
     assert evenly_spaced(4, 8) == [0, 2, 4, 6]
     assert evenly_spaced(8, 3) == [0, 1, 2]
     assert evenly_spaced(3, 0) == []

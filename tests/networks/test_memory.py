@@ -43,7 +43,7 @@ def test_queue_knows_the_rows_of_an_image():
     assert queue.same_image(torch.tensor([6, 8, 9])).sum(1).tolist() == [1, 1, 0]
 
 
-def test_queue_and_bank_hold_rows_of_length_one_from_the_start():
+def test_queue_and_bank_hold_rows_of_unit_length_from_the_start():
     queue, bank = FeatureQueue(7, 4), MemoryBank(7, 4)
     queue.enqueue(100 * vectors(4))
     bank.remember(100 * vectors(2), torch.tensor([1, 5]))

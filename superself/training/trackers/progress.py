@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import sys
 import time
 from typing import Any
@@ -80,13 +79,13 @@ class Progress(Tracker):
     def text(self, row: dict[str, Any], done: str = "") -> str:
         """The line for a row: loss and chance level first, then as much as fits."""
         chance = "" if row.get("chance_loss") is None else f" (chance {row['chance_loss']:.3f})"
-        parts = [f"epoch {row['epoch']}/{self.epochs}{done}", f"loss {row['loss']:.4f}{chance}"]
+        parts = [f"epoch {row['epoch']}/{self.epochs}{done}", f"loss {row['loss']:.3f}{chance}"]
         optional = [f"{name.replace('_', ' ')} {figure(value)}" for name, value in shown_values(row)]
-        tail = [f"{row['images_per_second']:.0f} images/s"]
+        tail = [f"{row['images_per_second']:.0f} img/s"]
         if row["waiting_share"] >= WORTH_SAYING:
             tail.append(f"{row['waiting_share']:.0%} waiting for data")
         if row["seconds_left"] > 0:
-            tail.append(f"{datetime.timedelta(seconds=round(row['seconds_left']))} left")
+            tail.append(f"{duration(row['seconds_left'])} left")
         while optional and len(" | ".join([*parts, *optional, *tail])) > WIDTH:
             optional.pop()
         return " | ".join([*parts, *optional, *tail])
@@ -100,14 +99,21 @@ class Progress(Tracker):
 def shown_values(row: dict[str, Any]) -> list[tuple[str, float]]:
     """What is worth a place in the line besides loss and speed, the most telling first."""
     spread = [
-        (f"{kind} spread", row[f"{kind}_std"] / row[f"{kind}_std_uniform"])
-        for kind in ("feature", "embedding")
+        (label, row[f"{kind}_std"] / row[f"{kind}_std_uniform"])
+        for kind, label in (("feature", "spread"), ("embedding", "embedding spread"))
         if row.get(f"{kind}_std") is not None and row.get(f"{kind}_std_uniform")
     ]
     measured = ("feature_", "embedding_")
     noted = [(k, v) for k, v in row.items() if k not in OF_THE_RUN and k != "knn" and not k.startswith(measured)]
     knn = [("kNN", row["knn"])] if row.get("knn") is not None else []
-    return [*knn, *spread, *noted]
+    return [*knn, *noted[:2], *spread, *noted[2:]]
+
+
+def duration(seconds: float) -> str:
+    """A length of time in the unit that suits it: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def figure(value: float) -> str:

@@ -1,54 +1,75 @@
-import math
-
 import pytest
-import torch
 
 from superself.training import Progress
+from superself.training.trackers import progress as module
+
+ROW = {
+    "epoch": 1,
+    "step": 3,
+    "loss": 0.75,
+    "chance_loss": 1.386,
+    "images_per_second": 1403.2,
+    "waiting_share": 0.01,
+    "lr": 1e-3,
+    "seconds": 20.0,
+    "seconds_left": 250.0,
+}
+FACTS = {"epochs": 50, "steps_per_epoch": 10, "data": "d", "backbone": "b", "loss": "l", "plan": "p"}
 
 
-def run_epoch(progress, losses, epoch=0):
-    for _, loss in zip(progress.batches([(torch.zeros(8),)] * len(losses), epoch), losses, strict=True):
-        progress.after_step(torch.tensor(loss), lr=0.1)
+def started():
+    progress = Progress()
+    progress.start(dict(FACTS))
+    return progress
 
 
-def test_mean_counts_every_step_and_starts_anew():
-    progress = Progress(epochs=2, steps=3, chance=math.log(4), show=False)
-    run_epoch(progress, [1.0, 2.0, 6.0])
-    row = progress.summary(0.1)
-    assert row["loss"] == pytest.approx(3.0) and row["epoch"] == 1 and row["lr"] == 0.1
-    assert row["images_per_second"] > 0 and 0 <= row["waiting_share"] <= 1
-    progress.end_epoch(row)
-    run_epoch(progress, [5.0], epoch=1)
-    assert progress.mean_loss() == 5.0
+def test_line_is_plain_without_a_terminal_and_tells_loss_chance_speed_and_time_left(capsys):
+    started().epoch(ROW)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == ["data: d", "backbone: b", "loss: l", "plan: p"]
+    assert lines[4] == "epoch 1/50 | loss 0.750 (chance 1.386) | 1403 img/s | 4 min left"
 
 
-def test_waiting_is_the_time_the_loader_takes():
-    import time
-
-    def slow():
-        for _ in range(3):
-            time.sleep(0.03)
-            yield (torch.zeros(4),)
-
-    progress = Progress(epochs=1, steps=3, chance=None, show=False)
-    for _ in progress.batches(slow(), 0):
-        progress.after_step(torch.tensor(1.0), lr=0.1)
-    assert progress.summary(0.1)["waiting_share"] > 0.5
-
-
-def test_state_takes_up_the_mean():
-    first = Progress(epochs=1, steps=4, chance=None, show=False)
-    run_epoch(first, [1.0, 2.0])
-    second = Progress(epochs=1, steps=4, chance=None, show=False)
-    second.load_state_dict(first.state_dict())
-    run_epoch(second, [3.0, 6.0])
-    assert second.mean_loss() == pytest.approx(3.0)
+def test_noted_values_spread_and_probe_are_shown_in_plain_terms():
+    row = {
+        **ROW,
+        "accuracy": 0.684,
+        "feature_std": 0.031,
+        "feature_std_uniform": 0.044,
+        "feature_rank": 3.0,
+        "knn": 0.5,
+    }
+    text = started().text(row)
+    assert "kNN 50%" in started().text({**row, "knn": 0.5}) and "| spread 70%" in text and "accuracy 68%" in text
+    assert "rank" not in text and "0.031" not in text
 
 
-def test_line_is_plain_without_a_terminal_and_tells_the_time_left(capsys):
-    progress = Progress(epochs=4, steps=2, chance=1.386)
-    run_epoch(progress, [1.0, 0.5])
-    progress.end_epoch({**progress.summary(0.001), "seconds": 20.0, "knn": 0.5})
-    line = capsys.readouterr().out
-    assert line.startswith("epoch 1/4 | loss 0.7500 (chance 1.386) | ") and "\x1b" not in line
-    assert "kNN 50.0%" in line and "0:01:00 left" in line
+def test_line_never_exceeds_100_columns_and_drops_the_last_values_first():
+    row = {**ROW, **{f"some_long_metric_{i}": i + 1.5 for i in range(9)}, "chance_loss": None}
+    text = started().text(row)
+    assert len(text) <= 100 and "some long metric 0 1.5" in text and "metric 8" not in text and text.endswith("left")
+
+
+def test_waiting_is_only_shown_when_it_matters():
+    progress = started()
+    assert "waiting" not in progress.text(ROW)
+    assert "20% waiting for data" in progress.text({**ROW, "waiting_share": 0.2})
+
+
+def test_something_is_printed_within_seconds_where_there_is_no_bar(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    progress = started()
+    capsys.readouterr()
+    printed = []
+    for second in range(200):
+        now[0] = float(second)
+        progress.step({**ROW, "step": second})
+        if capsys.readouterr().out:
+            printed.append(second)
+    assert printed[0] <= 3 and 4 <= len(printed) <= 9  # the pause between two lines grows
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (40, "40 s"), (720, "12 min"), (12600, "3.5 h")])
+def test_durations_are_short(seconds, text):
+    assert module.duration(seconds) == text

@@ -18,7 +18,7 @@ from superself.augment import (
     RandomZoom,
     Resize,
 )
-from superself.augment.resample import Warp, resample
+from superself.augment.warp import Warp, resample
 
 from tensors import images_of, seeded
 

@@ -1,0 +1,224 @@
+"""Buildable: what a supervisor is before it trains - data, hyper-parameters, networks, views, and loading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from superself.augment import Transform, recipe
+from superself.basics.declaration import BuildAfterInit, reject_unknown
+from superself.data import Batch, Images, ImageSpec, Preprocessing, open_images
+from superself.networks import CombinedNet, describe
+from superself.state import load_run, supervisor_state
+from superself.training.hyper_parameters import default_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Options(TypedDict, total=False):
+    """The options that every algorithm takes; see ``Supervisor``."""
+
+    seed: int | None
+    image_size: int | tuple[int, int] | None
+    view_size: int | tuple[int, int] | None
+    normalize: tuple[Any, Any] | None
+    on_bad_image: str
+    read: Callable[[Path], Any] | None
+    planes: Any
+    memory_limit: int
+
+
+class Buildable(nn.Module, metaclass=BuildAfterInit):
+    """Declares and builds: ``__init__`` keeps what it was given, ``_build`` makes the networks once a shape is known.
+
+    See Supervisor for the arguments.
+    """
+
+    n_views: ClassVar[int] = 1  # how many views of an image ``views`` makes
+    fixed_image_size: ClassVar[bool] = False  # whether the networks only take images of the size they were built for
+    dataset_state: ClassVar[tuple[str, ...]] = ()  # parts of the state that are reset when the data set changes
+
+    def __init__(
+        self,
+        model: CombinedNet | None = None,
+        dataset: Any = None,
+        loss: Callable[..., Tensor] | None = None,
+        collate_fn: Callable[..., Any] | None = None,
+        *,
+        augment: Any = None,
+        seed: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        view_size: int | tuple[int, int] | None = None,
+        normalize: tuple[Any, Any] | None = None,
+        on_bad_image: str = "skip",
+        read: Callable[[Path], Any] | None = None,
+        planes: Any = None,
+        memory_limit: int = 2 * 2**30,
+        **unknown: Any,
+    ) -> None:
+        reject_unknown(unknown, *(cls.__init__ for cls in type(self).__mro__ if issubclass(cls, Buildable)))
+        super().__init__()
+        if seed is not None:
+            torch.manual_seed(seed)
+        self.seed = seed if seed is not None else int(torch.randint(2**31 - 1, ()))
+        self.generator = torch.Generator().manual_seed(self.seed)  # views are drawn from it
+        self.given = SimpleNamespace(loss=loss)  # networks and losses as passed; not submodules until _build uses them
+        self.loss, self.collate_fn = loss, collate_fn
+        self.augment, self.view_size, self.normalize = augment, view_size, normalize
+        self._dataset = dataset
+        self._open_options = {
+            "image_size": image_size,
+            "on_bad_image": on_bad_image,
+            "read": read,
+            "planes": planes,
+            "memory_limit": memory_limit,
+        }
+        self._images: Images | None = None
+        self.network_shape: tuple[int, int, int] | None = None  # (C, H, W) that the networks are built for
+        self._built_for: tuple[Any, ...] | None = None
+        self._preprocessing: Preprocessing | None = None
+        self.register_buffer(
+            "_anchor", torch.empty(0), persistent=False
+        )  # where .to() has been, before there are weights
+        self.augmentation: Transform | None = None
+        self.model = model
+
+    def get_backbone(self) -> nn.Module:
+        """The trained backbone: the module that was trained, with its ``preprocessing`` as a plain attribute."""
+        self._require_model()
+        backbone = self.exported_backbone
+        backbone.preprocessing = self.preprocessing
+        return backbone
+
+    def load(self, name: str | Path = "store/base") -> Self:
+        """Takes the weights and hyper-parameters of a stored run; needs no data set.
+
+        Hyper-parameters that were not passed to this supervisor come from the file, so ``RotateNetSupervisor().load(name)``
+        builds the networks of that run; a backbone or head that was passed as a module must be passed again. Networks are
+        only built again if they have to change, so hooks and modules attached to this supervisor stay.
+
+        Raises:
+            FileNotFoundError: if there is no such run.
+            ValueError: if the file does not fit; lists the keys.
+        """
+        load_run(self, name)
+        return self
+
+    # ---- what algorithms override --------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        """Makes everything with weights or state for images of ``self.network_shape``; may run again when a run is loaded."""
+
+    def _build_views(self) -> None:
+        """Makes what depends on the size of the current images and has no weights: the augmentation, grids, tiles."""
+        default = default_of(type(self), "augment") or "plain"
+        self.augmentation = recipe(self.augment, self.view_shape[1:], views=self.n_views, default=default)
+
+    @property
+    def exported_backbone(self) -> nn.Module:
+        """The network that ``get_backbone``, monitor, probe and comparison use."""
+        return self.model.backbone
+
+    # ---- what algorithms call ------------------------------------------------------------------------------------------
+
+    def views(self, data: Batch) -> list[Tensor]:
+        """The views of a batch, each (B, C, h, w): augmented, or as a collate function made them, and preprocessed."""
+        return [self.preprocessing(view) for view in self.raw_views(data)]
+
+    def raw_views(self, data: Batch) -> list[Tensor]:
+        """The views before preprocessing, with values as stored or in [0, 1]."""
+        made = data.views if data.views is not None else self.augmentation(data.images, self.generator)
+        made = [made] if isinstance(made, Tensor) else list(made)
+        if len(made) != self.n_views:
+            raise ValueError(
+                f"{type(self).__name__} needs {self.n_views} view(s) of each image and got {len(made)}; return as many from "
+                "the collate function or the augmentation."
+            )
+        return made
+
+    @property
+    def images(self) -> Images:
+        """The data set, opened at first use."""
+        if self._images is None:
+            self._images = open_images(self._dataset, **self._open_options)
+        return self._images
+
+    @images.setter
+    def images(self, images: Images) -> None:
+        self._images = images
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there are images, rather than only their shape."""
+        return not isinstance(self.images, ImageSpec)
+
+    @property
+    def view_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of the views of the current images."""
+        size = self.view_size
+        channels, *sides = self.images.shape
+        if size is None:
+            return (channels, *sides)
+        return (channels, size, size) if isinstance(size, int) else (channels, *size)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From stored images to what the backbone takes; measured on the data at first use, then kept with the run."""
+        if self._preprocessing is None:
+            self._preprocessing = replace(Preprocessing.of(self.images, self.normalize), shape=self.view_shape)
+        return self._preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, value: Preprocessing) -> None:
+        self._preprocessing = value
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters(), self._anchor).device
+
+    @property
+    def uses_its_own_loss(self) -> bool:
+        """Whether no ``loss=`` replaced the algorithm's, so that its chance level is known."""
+        return self.given.loss is None
+
+    # ---- when it is built ----------------------------------------------------------------------------------------------
+
+    def _build_networks(self) -> None:
+        """Builds for the images at hand; without images, loading a run builds for its images."""
+        if self.has_data:
+            self._build_for(self.view_shape)
+            self._build_views()
+        self._built = self._top_names()
+
+    def _top_names(self) -> set[str]:
+        """Names of all modules, buffers and parameters that are attached to this supervisor itself."""
+        return {*self._modules, *self._buffers, *self._parameters}
+
+    def _build_for(self, shape: tuple[int, int, int]) -> None:
+        self.network_shape = shape  # later images may have another size
+        self._build()
+        self._built_for = (shape, len(self.images))
+
+    def _require_model(self) -> None:
+        if self.model is None or not hasattr(self.model, "backbone"):
+            raise TypeError(
+                f"{type(self).__name__} has no self.model; pass a data set so that it can be built, load a run, or set "
+                "self.model = CombinedNet(backbone, head) in _build()."
+            )
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the supervisor, apart from its run."""
+        return supervisor_state(self)
+
+    def __repr__(self) -> str:
+        """One line: a notebook that shows the result of supervise() does not print the whole network."""
+        backbone = "not built" if self.model is None else describe(self.exported_backbone)
+        return f"{type(self).__name__}(seed={self.seed}; {backbone})"
