@@ -1,4 +1,4 @@
-"""Who is timed: our loop, its limit, and lightly's. Each is a function that runs in a process of its own (see turns)."""
+"""What is timed: our loop, its upper limit, and lightly's loop. Each is a function for a separate process (see turns)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.turns import Meter
-from superself import Supervisor
+from superself import Batch, Supervisor, Tracker
 from superself.algorithms import ALGORITHMS
 from superself.data import Preprocessing, open_images
 from superself.networks import build_backbone
@@ -22,7 +22,7 @@ FOREVER = 10**6  # epochs, or steps
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contestants have in common; ``images`` is a file that holds the tensor (N, C, H, W) uint8."""
+    """What all contestants have in common; ``images`` is a file with the tensor (N, C, H, W) uint8."""
 
     algorithm: str
     images: str
@@ -36,37 +36,39 @@ class Setting:
         return torch.load(self.images, weights_only=True)
 
 
-def hooked(algorithm: type[Supervisor]) -> type[Supervisor]:
-    """The algorithm, which calls ``after_step(last)`` after every step; ``last`` of its epoch."""
+class EveryStep(Tracker):
+    """Calls a function after every optimizer step, where ``Tracker.step`` is called a few times a second.
 
-    class Hooked(algorithm):
-        after_step: Callable[[bool], None]
+    Args:
+        function: called as ``function(last)``, where ``last`` says whether the step was the last one of its epoch.
+    """
 
-        def _update(self, loss: Tensor, optimizer: Any, lr_scheduler: Any) -> None:
-            super()._update(loss, optimizer, lr_scheduler)
-            self.after_step((self.step + 1) % self.run.steps == 0)
+    def __init__(self, function: Callable[[bool], None]) -> None:
+        self.function = function
 
-    return Hooked
+    def start(self, facts: dict[str, Any]) -> None:
+        """Adds a hook to the optimizer of the run."""
+        run = facts["run"]  # counts a step after the hook
+        run.optimizer.register_step_post_hook(lambda *_: self.function((run.step + 1) % run.steps_per_epoch == 0))
 
 
 def ours(meter: Meter, setting: Setting) -> None:
     """``supervise()`` on images in memory, as a user calls it."""
-    train(hooked(ALGORITHMS[setting.algorithm]), meter, setting)
+    train(ALGORITHMS[setting.algorithm], meter, setting)
 
 
 def limit(meter: Meter, setting: Setting) -> None:
-    """The same networks, loss, optimiser, averages, precision and memory format on random views that are already there."""
+    """The same networks, loss, optimizer, averages, precision and memory format on random views that are made once."""
 
     class Limit(ALGORITHMS[setting.algorithm]):
-        def _epochs(self, epochs: int, train_loader: Any, optimizer: Any, lr_scheduler: Any) -> None:
-            self.train()
-            batch = self._to_device(next(iter(train_loader)))
-            self.views, self.preprocessing = Ready(self.views(batch[0], self.generator)), as_it_is
-            while True:
-                with self.run.autocast():
-                    loss = self._forward(batch)
-                self._update(loss, optimizer, lr_scheduler)
-                self.after_step(False)
+        def _init_data_optimizer(self, *arguments: Any) -> tuple[Any, torch.optim.Optimizer, Any]:
+            loader, optimizer, lr_scheduler = super()._init_data_optimizer(*arguments)
+            batch = next(iter(loader)).to(self.device)
+            self.ready_views = [torch.randn_like(view) for view in super().views(batch)]  # in the same memory format
+            return [batch] * FOREVER, optimizer, lr_scheduler  # a single epoch
+
+        def views(self, data: Batch) -> list[Tensor]:
+            return self.ready_views
 
     train(Limit, meter, setting)
 
@@ -74,7 +76,6 @@ def limit(meter: Meter, setting: Setting) -> None:
 def train(algorithm: type[Supervisor], meter: Meter, setting: Setting) -> None:
     """Runs ``supervise()`` until the meter ends it."""
     supervisor = algorithm(setting.load(), backbone=setting.backbone, seed=0).to(setting.device)
-    supervisor.after_step = meter.tick
     with tempfile.TemporaryDirectory() as folder:
         supervisor.supervise(
             lr=setting.lr,
@@ -82,11 +83,12 @@ def train(algorithm: type[Supervisor], meter: Meter, setting: Setting) -> None:
             batch_size=setting.batch_size,
             name=Path(folder) / "run",
             progress=False,
+            trackers=[EveryStep(meter.tick)],
         )
 
 
 def lightly(meter: Meter, setting: Setting, bfloat16: bool) -> None:
-    """lightly's modules, views and loop on the same images, with a worker a core."""
+    """lightly's modules, views and loop on the same images, with one worker per core."""
     from bench.peers import PEERS, lightly_loop
 
     images = setting.load()
@@ -98,20 +100,3 @@ def lightly(meter: Meter, setting: Setting, bfloat16: bool) -> None:
     arguments = model, images, transform, FOREVER, setting.batch_size, setting.lr
     for _ in lightly_loop(*arguments, bfloat16=bfloat16):
         meter.tick()
-
-
-class Ready(nn.Module):
-    """Random numbers in the shape of the views, made once."""
-
-    def __init__(self, views: list[Tensor]) -> None:
-        super().__init__()
-        self.views = [torch.randn_like(view) for view in views]  # as they lie in memory: channels last or not
-
-    def forward(self, images: Tensor, generator: torch.Generator) -> list[Tensor]:
-        """The same ones for every batch."""
-        return self.views
-
-
-def as_it_is(images: Tensor) -> Tensor:
-    """In place of the preprocessing."""
-    return images

@@ -1,15 +1,15 @@
-"""How well in equal time: ours and lightly's equivalent on the same images, beside the random initialisation.
+"""What is learned in equal time: superself, lightly's equivalent and the random initialisation on the same images.
 
     python -m bench.learning --algorithm byol [--minutes 5] [--size 32] [--backbone resnet18] [--seeds 0,1,2] [--write]
     python -m bench.learning --algorithm all --no-peer --data PATH [--jobs 2] [--rows FILE]
 
 PATH has train/CLASS and test/CLASS. ``--minutes`` is the training time of each contestant, for each algorithm and seed;
-measuring the speed before and the features after comes on top (about a minute on two cores at 32 pixels). A few steps are timed
-first, and as many epochs are trained as fit into the time, on a fixed random part of the images where an epoch is longer; the
-peer gets the time that ours took. Both sides have Adam, the same learning rate and schedule (a tenth of warm-up, then a
-cosine); ours has its own precision, lightly's loop float32, as its documentation has it. The loss of test images is that of the
-pretext task in evaluation mode: memory banks are filled with the test images first, and ExemplarNet, which knows no others, is
-asked for new views of the images it was trained on. kNN and linear probe: see superself.evaluation.
+measuring the speed before and the features after takes additional time (about a minute on two cores at 32 pixels). A few steps
+are timed first, then as many epochs are trained as fit into the time; if a single epoch takes longer, it is trained on a fixed
+random part of the images. lightly gets the time that superself took. Both use Adam and the same learning rate and schedule (a
+tenth of warm-up, then a cosine); superself chooses its precision, lightly's loop runs in float32 as in its documentation. The
+loss of test images is that of the pretext task in evaluation mode: memory banks are filled with the test images first, and
+ExemplarNet, whose classes are its training images, gets new views of these. kNN and linear probe: see superself.evaluation.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
@@ -33,10 +34,10 @@ import torch
 from torch import nn
 
 from bench import peers
-from bench.contestants import hooked
+from bench.contestants import EveryStep
 from bench.pretext import held_out_loss, reconstruction_errors
 from bench.report import CORES, append, command, listed, machine, pick_device, section, table
-from superself import Supervisor, compare
+from superself import Supervisor, Tracker, compare
 from superself.algorithms import ALGORITHMS
 from superself.data import Images, Preprocessing, open_images, photos
 from superself.data.sources import TensorSource
@@ -48,39 +49,48 @@ HEAD = (
     *("algorithm", "contestant", "seed", "minutes", "images seen", "images/s"),
     *("kNN, %", "linear, %", "loss of test images"),
 )
-SAME = ("data", "size", "minutes", "backbone", "batch_size", "lr", "evaluate", "peer")  # of the rows of a table
+SAME = (
+    "data",
+    "size",
+    "minutes",
+    "backbone",
+    "batch_size",
+    "lr",
+    "evaluate",
+    "peer",
+)  # options that rows of a table share
 SCHEDULE = warmup_cosine(0.1)
-WARM = 2.0  # seconds that are timed before, at the least
-ROUNDED = 0.1  # of an epoch: a last one that is shorter is not begun
-LOSS_OF = 512  # images that the pretext loss is measured on, at the most
-BASELINES: dict[tuple[str, int], dict[str, float]] = {}  # of random networks, by description and seed
+WARM = 2.0  # seconds of steps that are timed at least before training
+ROUNDED = 0.1  # a last epoch that would be shorter than this fraction is left out
+LOSS_OF = 512  # images that the pretext loss is measured on at most
+BASELINES: dict[tuple[str, int], dict[str, float]] = {}  # accuracies of random networks, by description and seed
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Epochs, and how many of the images each goes through."""
+    """The number of epochs, and how many images an epoch has."""
 
     epochs: int
     images: int
 
 
 def plan(seconds: float, step_seconds: float, epoch_seconds: float, images: int, batch_size: int) -> Plan:
-    """What fits into the time: whole epochs of equal length, of fewer images where the last one would not be whole.
+    """What fits into the time: epochs of equal length, of a part of the images where the last epoch would not be complete.
 
     Args:
-        seconds: of training.
-        step_seconds: that a step takes.
-        epoch_seconds: that an epoch takes beside its steps.
-        images: that there are.
-        batch_size: of a step.
+        seconds: training time.
+        step_seconds: duration of a step.
+        epoch_seconds: duration of an epoch in addition to its steps.
+        images: size of the data set.
+        batch_size: images per step.
     """
-    in_all = math.ceil(images / batch_size)
-    epochs = max(1, math.ceil(seconds / (in_all * step_seconds + epoch_seconds) - ROUNDED))
+    all_steps = math.ceil(images / batch_size)
+    epochs = max(1, math.ceil(seconds / (all_steps * step_seconds + epoch_seconds) - ROUNDED))
     steps = max(1, int((seconds / epochs - epoch_seconds) / step_seconds))
-    return Plan(epochs, images if steps >= in_all else steps * batch_size)
+    return Plan(epochs, images if steps >= all_steps else steps * batch_size)
 
 
-def some(images: Images, count: int, seed: int = 0) -> Images:
+def random_part(images: Images, count: int, seed: int = 0) -> Images:
     """A fixed random part of the images, in memory."""
     if count >= len(images):
         return images.load()
@@ -95,21 +105,21 @@ class Race:
 
     Args:
         algorithm: its name.
-        train: labelled images that are trained on, without their labels.
+        train: labelled images; training does not use the labels.
         test: labelled images.
-        seed: of everything.
+        seed: of initial weights, order, views and linear probe.
         options: of the command line.
     """
 
     def __init__(self, algorithm: str, train: Images, test: Images, seed: int, options: argparse.Namespace) -> None:
         self.algorithm, self.seed, self.options = algorithm, seed, options
-        self.train = some(train, images_for(options, algorithm) or len(train))
+        self.train = random_part(train, images_for(options, algorithm) or len(train))
         self.device = pick_device(options.device)
-        self.known, self.asked = some(train, options.evaluate), some(test, options.evaluate)
+        self.known, self.asked = random_part(train, options.evaluate), random_part(test, options.evaluate)
         self.arguments = options.set.get(algorithm, {})
 
     def rows(self) -> list[list[Any]]:
-        """Rows of the table: random initialisation, ours, and the peer where there is one."""
+        """Rows of the table: random initialisation, superself, and lightly if it has the algorithm."""
         supervisor, seconds, seen = self.train_ours()
         random, trained = self.compared(supervisor.get_backbone())
         rows = [
@@ -122,7 +132,7 @@ class Race:
         return rows
 
     def compared(self, backbone: nn.Module) -> tuple[dict[str, float], dict[str, float]]:
-        """What ``compare`` finds for the random and the trained network; the random one is measured once in a process."""
+        """Accuracies of the random and the trained network; the random one is measured once per process."""
         key = (describe(backbone), self.seed)
         if key in BASELINES:
             return BASELINES[key], self.accuracies(backbone)
@@ -131,15 +141,15 @@ class Race:
         return found["random initialised"], found["trained"]
 
     def loss_cell(self, supervisor: Supervisor) -> str:
-        """The pretext loss, and what knowing nothing gives."""
-        images, places, remark = self.asked, torch.arange(len(self.asked)), ""
-        if hasattr(supervisor, "knows_its_images"):  # each image is a class: others have none
+        """The pretext loss and its chance level."""
+        images, positions, remark = self.asked, torch.arange(len(self.asked)), ""
+        if hasattr(supervisor, "knows_its_images"):  # each training image is a class; other images have none
             images, remark = supervisor.images, ", training images"
-            places = supervisor._sampler(1, shuffle=False).places
-        if hasattr(supervisor, "reconstruct"):  # of two players neither loss tells: what comes back does
-            own, of_others = reconstruction_errors(supervisor, self.asked)
-            remark = f", what comes back {own:.3f} from its image (the mean 1), {of_others:.3f} from others"
-        loss, chance = held_out_loss(supervisor, images, places[:LOSS_OF], self.options.batch_size)
+            positions = supervisor.run.sampler.places
+        if hasattr(supervisor, "reconstruct"):  # losses of two players say little, reconstruction errors say more
+            own, to_others = reconstruction_errors(supervisor, self.asked)
+            remark = f", reconstruction error {own:.3f} to its image (mean image: 1), {to_others:.3f} to others"
+        loss, chance = held_out_loss(supervisor, images, positions[:LOSS_OF], self.options.batch_size)
         return f"{loss:.3f}" + ("" if chance is None else f" (chance {chance:.3f})") + remark
 
     def row(self, name: str, seconds: float, seen: int, found: dict[str, float], loss: str | None = None) -> list[Any]:
@@ -148,17 +158,13 @@ class Race:
         rate = f"{seen / seconds:.1f}" if seconds else None
         return [self.algorithm, name, self.seed, f"{seconds / 60:.2f}", f"{seen:,}", rate, *accuracies, loss]
 
-    def make(self, images: Images, timed: bool = False) -> Supervisor:
-        """A supervisor whose steps are noted, as (time or 0, last of its epoch)."""
-        supervisor = hooked(ALGORITHMS[self.algorithm])(
-            images, backbone=self.options.backbone, seed=self.seed, **self.arguments
-        ).to(self.device)
-        supervisor.ticks = []
-        supervisor.after_step = lambda last: supervisor.ticks.append((self.now() if timed else 0.0, last))
-        return supervisor
+    def make(self, images: Images) -> Supervisor:
+        """A supervisor with random weights."""
+        algorithm = ALGORITHMS[self.algorithm]
+        return algorithm(images, backbone=self.options.backbone, seed=self.seed, **self.arguments).to(self.device)
 
-    def supervise(self, supervisor: Supervisor, epochs: int) -> float:
-        """Trains silently; the seconds that it took."""
+    def supervise(self, supervisor: Supervisor, epochs: int, trackers: Sequence[Tracker] = ()) -> float:
+        """Trains without printing, and returns the seconds that it took."""
         began = self.now()
         with tempfile.TemporaryDirectory() as folder:
             supervisor.supervise(
@@ -168,6 +174,7 @@ class Race:
                 name=Path(folder) / "run",
                 lr_scheduler=SCHEDULE,
                 progress=False,
+                trackers=trackers,
             )
         return self.now() - began
 
@@ -176,16 +183,20 @@ class Race:
         batch, seconds = self.options.batch_size, 60 * self.options.minutes
         steps, warm = 3, False
         while not warm:
-            supervisor = self.make(some(self.train, steps * batch), timed=True)
-            self.supervise(supervisor, epochs=2)
-            step, epoch = pace(supervisor.ticks)
+            step, epoch = self.time_steps(random_part(self.train, steps * batch))
             warm = 2 * steps * step > min(WARM, seconds / 20) or steps * batch >= len(self.train)
             steps *= 4
-        length = self.make(self.train)._sampler(batch, shuffle=False).n  # of an epoch: ExemplarNet trains on a part
-        planned = plan(seconds, step, epoch, length, batch)
-        supervisor = self.make(some(self.train, planned.images))
+        steps_per_epoch = len(self.make(self.train)._sampler(batch, shuffle=False))  # ExemplarNet trains on a part
+        planned = plan(seconds, step, epoch, min(len(self.train), steps_per_epoch * batch), batch)
+        supervisor = self.make(random_part(self.train, planned.images))
         taken = self.supervise(supervisor, planned.epochs)
-        return supervisor, taken, len(supervisor.ticks) * batch
+        return supervisor, taken, supervisor.step * batch
+
+    def time_steps(self, images: Images) -> tuple[float, float]:
+        """Seconds of a step, and those of an epoch in addition to its steps, measured in two epochs."""
+        ticks: list[tuple[float, bool]] = []
+        self.supervise(self.make(images), 2, [EveryStep(lambda last: ticks.append((self.now(), last)))])
+        return pace(ticks)
 
     def train_peer(self, seconds: float) -> tuple[nn.Module, float, int]:
         """The same with lightly's loop: backbone, seconds, images seen."""
@@ -194,7 +205,9 @@ class Race:
             ticks.append(self.now())
             if len(ticks) > 3 and ticks[-1] - ticks[1] > seconds / 20:
                 break
-        steps = max(1, int(seconds * (len(ticks) - 2) / (ticks[-1] - ticks[1])))  # the mean: workers deliver in bursts
+        steps = max(
+            1, int(seconds * (len(ticks) - 2) / (ticks[-1] - ticks[1]))
+        )  # mean, not median: workers deliver in bursts
         backbone, loop = self.peer_loop(steps)
         began = self.now()
         for _ in loop:
@@ -202,7 +215,7 @@ class Race:
         return backbone, self.now() - began, steps * self.options.batch_size
 
     def peer_loop(self, steps: int) -> tuple[nn.Module, Any]:
-        """A new peer: its backbone, and the loop that trains it."""
+        """lightly's algorithm with random weights: its backbone, and the loop that trains it."""
         torch.manual_seed(self.seed)
         shape = self.train.shape
         backbone = build_backbone(self.options.backbone, shape)
@@ -215,19 +228,23 @@ class Race:
         return backbone, peers.lightly_loop(model, images, transform, steps, batch, lr, SCHEDULE)
 
     def accuracies(self, backbone: nn.Module) -> dict[str, float]:
-        """kNN and linear accuracy, as ``compare`` has them."""
+        """kNN and linear accuracy, measured as in ``compare``."""
         known, asked = features(backbone, self.known), features(backbone, self.asked)
         return {"knn": knn_accuracy(known, asked), "linear": linear_accuracy(known, asked, seed=self.seed)}
 
     def now(self) -> float:
-        """The time when the device has done what it was given."""
+        """The time after the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
 
 def pace(ticks: list[tuple[float, bool]]) -> tuple[float, float]:
-    """Seconds of a step (median) and what an epoch takes besides, of the times at which steps ended."""
+    """Seconds of a step (median), and those of an epoch in addition to its steps.
+
+    Args:
+        ticks: for each step the time at which it ended, and whether it was the last one of its epoch.
+    """
     pairs = list(zip(ticks, ticks[1:], strict=False))
     step = statistics.median(after - before for (before, last), (after, _) in pairs if not last)
     between = [after - before for (before, last), (after, _) in pairs if last]
@@ -235,7 +252,7 @@ def pace(ticks: list[tuple[float, bool]]) -> tuple[float, float]:
 
 
 def means(rows: list[list[Any]]) -> list[list[Any]]:
-    """For each algorithm and contestant a row with the mean over its seeds and their range."""
+    """A row for each algorithm and contestant with the mean over its seeds and their range."""
     groups: dict[tuple[str, str], list[list[Any]]] = {}
     for row in rows:
         groups.setdefault((row[0], row[1]), []).append(row)
@@ -249,7 +266,7 @@ def means(rows: list[list[Any]]) -> list[list[Any]]:
 
 @cache
 def open_splits(data: str | None, size: int | None) -> tuple[Images, Images]:
-    """Training and test images with labels: of PATH/train and PATH/test, of a name, or the embedded photographs."""
+    """Labelled training and test images: of PATH/train and PATH/test, of a name, or the bundled photographs."""
     if data is None:
         return photos("train", size or 32), photos("test", size or 32)
     if Path(data).is_dir():
@@ -263,22 +280,26 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithm", type=listed(str), default=["byol"], help="names joined by commas, or all")
-    parser.add_argument("--data", help="a folder with train/CLASS and test/CLASS, or cifar10; none: the photographs")
+    parser.add_argument("--data", help="a folder with train/CLASS and test/CLASS, or cifar10; default: the photographs")
     parser.add_argument("--size", type=int, help="pixels; 32 for the photographs, the images' own size otherwise")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of training, for each contestant")
+    parser.add_argument("--minutes", type=float, default=5.0, help="training time of each contestant")
     parser.add_argument("--seeds", type=listed(int), default=[0], help="joined by commas")
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument(
-        "--set", type=setting, nargs="*", default=[], help="arguments of algorithms, as byol.momentum=0.99"
+        "--set", type=setting, nargs="*", default=[], help="arguments of algorithms, for example byol.momentum=0.99"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="algorithms that are trained side by side, on the CPU")
-    parser.add_argument("--rows", type=Path, help="a file that keeps each row, so that a run can be continued")
+    parser.add_argument("--jobs", type=int, default=1, help="algorithms that are trained at the same time, on the CPU")
     parser.add_argument(
-        "--images", nargs="*", default=[], help="that are trained on, a fixed random part: 2500, or 2500 pirl=300"
+        "--rows", type=Path, help="a file that stores each row, so that an interrupted run can continue"
     )
-    parser.add_argument("--evaluate", type=int, default=5000, help="images of a split that are measured, at the most")
+    parser.add_argument(
+        "--images", nargs="*", default=[], help="size of a fixed random part to train on: 2500, or 2500 pirl=300"
+    )
+    parser.add_argument(
+        "--evaluate", type=int, default=5000, help="largest number of images of a split that features are measured on"
+    )
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--write", action="store_true", help="append the table to bench/RESULTS.md")
@@ -294,7 +315,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def images_for(options: argparse.Namespace, algorithm: str) -> int | None:
-    """How many images the algorithm is trained on at the most."""
+    """The largest number of images that the algorithm is trained on."""
     counts = dict(text.split("=") if "=" in text else ("", text) for text in options.images)
     count = counts.get(algorithm, counts.get(""))
     return None if count is None else int(count)
@@ -308,7 +329,7 @@ def setting(text: str) -> tuple[str, str, Any]:
 
 
 def race(algorithm: str, seed: int, options: argparse.Namespace) -> list[list[Any]]:
-    """The rows of one algorithm and seed; in a process of its own where several run side by side."""
+    """The rows of one algorithm and seed; in a separate process where several run at the same time."""
     if options.jobs > 1:
         torch.set_num_threads(max(1, CORES // options.jobs))
     print(f"{algorithm}, seed {seed} ...", file=sys.stderr, flush=True)
@@ -316,7 +337,7 @@ def race(algorithm: str, seed: int, options: argparse.Namespace) -> list[list[An
 
 
 def measured(options: argparse.Namespace) -> list[list[Any]]:
-    """All rows: those that the file ``options.rows`` has with the same options are not measured again."""
+    """All rows; those that the file ``options.rows`` holds for the same options are not measured again."""
     wanted = [(algorithm, seed) for algorithm in options.algorithm for seed in options.seeds]
     same = {
         a: {**{k: getattr(options, k) for k in SAME}, "set": options.set.get(a, {}), "images": images_for(options, a)}
@@ -339,7 +360,7 @@ def measured(options: argparse.Namespace) -> list[list[Any]]:
         for w in missing:
             keep(*w, race(*w, options))
     elif missing:
-        context = multiprocessing.get_context("spawn")  # a forked process could not use threads of its own
+        context = multiprocessing.get_context("spawn")  # a forked process could not start threads
         with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
             futures = {pool.submit(race, *w, options): w for w in missing}
             for future in as_completed(futures):
@@ -348,7 +369,7 @@ def measured(options: argparse.Namespace) -> list[list[Any]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Trains, measures, prints, and writes where it is asked to."""
+    """Trains, measures, prints, and with ``--write`` appends to RESULTS.md."""
     options = parse(arguments)
     device = pick_device(options.device)
     began = machine(device)

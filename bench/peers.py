@@ -1,4 +1,4 @@
-"""lightly's algorithms in the loop that its documentation shows. Imports lightly when one is built, never before."""
+"""lightly's algorithms in the loop of its documentation. lightly is only imported when one of them is built."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from superself.data import Preprocessing
 from superself.networks import feature_width, pool_features
 from superself.training import make_lr_scheduler
 
-MISSING = 'lightly is not installed, so ours is measured without a peer; pip install -e ".[bench]" brings it.'
+MISSING = 'lightly is not installed, so only superself is measured; pip install -e ".[bench]" installs it.'
 
 
 def has_lightly() -> bool:
-    """Whether the peer is installed."""
+    """Whether lightly is installed."""
     return importlib.util.find_spec("lightly") is not None
 
 
 class LightlyBYOL(nn.Module):
-    """BYOL of lightly's modules, with heads as wide as ours.
+    """BYOL made of lightly's modules.
 
-    Source: lightly, examples/pytorch/byol.py. Deviations: heads of 4096 / 256 units as in the paper and as ours; the
-    momentum rises by steps instead of epochs.
+    Source: lightly, examples/pytorch/byol.py. Deviations: heads of 4096 / 256 units, as in the paper and in superself; the
+    momentum rises with every step instead of every epoch.
     """
 
     def __init__(self, backbone: nn.Module, shape: tuple[int, int, int], momentum: float = 0.996) -> None:
@@ -50,7 +50,7 @@ class LightlyBYOL(nn.Module):
 
     @staticmethod
     def transform(size: int, preprocessing: Preprocessing) -> Callable[[Image.Image], Any]:
-        """lightly's two views, blurred where ours are, normalised by the same numbers."""
+        """lightly's two views, blurred if those of superself are, and normalised with the same mean and std."""
         from lightly.transforms import BYOLTransform
         from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Transform
 
@@ -86,9 +86,9 @@ class LightlyBYOL(nn.Module):
 
 
 class LightlyMoCo(nn.Module):
-    """MoCo v2 of lightly's modules, with the queue, temperature and momentum of ours.
+    """MoCo v2 made of lightly's modules, with queue, temperature and momentum as in superself.
 
-    Source: lightly, examples/pytorch/moco.py. Deviations: the momentum is fixed, as in the paper.
+    Source: lightly, examples/pytorch/moco.py. Deviations: the momentum is constant, as in the paper.
     """
 
     def __init__(self, backbone: nn.Module, shape: tuple[int, int, int], momentum: float = 0.999) -> None:
@@ -108,7 +108,7 @@ class LightlyMoCo(nn.Module):
 
     @staticmethod
     def transform(size: int, preprocessing: Preprocessing) -> Callable[[Image.Image], Any]:
-        """lightly's two views, blurred where ours are, normalised by the same numbers."""
+        """lightly's two views, blurred if those of superself are, and normalised with the same mean and std."""
         from lightly.transforms import MoCoV2Transform
 
         options: dict[str, Any] = {"gaussian_blur": 0.0} if is_small(size) else {}
@@ -117,7 +117,7 @@ class LightlyMoCo(nn.Module):
 
     @torch.no_grad()
     def keys(self, view: Tensor) -> Tensor:
-        """Keys of the shuffled batch, in its order."""
+        """Keys computed in a shuffled batch, in the order of the images."""
         from lightly.models.utils import batch_shuffle, batch_unshuffle
 
         shuffled, order = batch_shuffle(view)
@@ -125,7 +125,7 @@ class LightlyMoCo(nn.Module):
         return batch_unshuffle(keys, order)
 
     def loss(self, first: Tensor, second: Tensor) -> Tensor:
-        """Queries of the first view among keys of the second."""
+        """Finds the key of each query; queries come from the first view and keys from the second."""
         return self.criterion(self.projection_head(pool_features(self.backbone(first))), self.keys(second))
 
     def before_step(self, step: int, total_steps: int) -> None:
@@ -140,7 +140,7 @@ PEERS = {"byol": LightlyBYOL, "moco": LightlyMoCo}
 
 
 class Views(Dataset):
-    """Decoded pictures, each as what the transform makes of it."""
+    """Decoded images that go through a transform one by one."""
 
     def __init__(self, images: Tensor, transform: Callable[[Image.Image], Any]) -> None:
         pixels = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()  # (N, H, W, 3)
@@ -163,9 +163,9 @@ def lightly_loop(
     lr_scheduler: Callable[..., Any] | None = None,
     bfloat16: bool = False,
 ) -> Iterator[int]:
-    """The loop of lightly's examples, on the device of the model; gives the number of each step that is done.
+    """The loop of lightly's examples on the device of the model; yields the number of steps so far after each step.
 
-    One loader serves all epochs, so that it is spared the new workers that each epoch costs in the examples.
+    A single loader serves all epochs, which spares it the new workers that the examples start in every epoch.
     """
     device = next(model.parameters()).device
     dataset = Views(images, transform)

@@ -24,7 +24,7 @@ PACKAGES = ("torch", "torchvision", "lightly", "numpy", "Pillow")
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:
-    """Median and range, for example ``1,204 (1,180 - 1,230)``; a dash where nothing was measured."""
+    """Median and range, for example ``1,204 (1,180 - 1,230)``; a dash if nothing was measured."""
     if not values:
         return "-"
     middle, low, high = (f"{x:,.{digits}f}" for x in (statistics.median(values), min(values), max(values)))
@@ -32,19 +32,19 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
 
 
 def ratio(values: Sequence[float], others: Sequence[float]) -> float | None:
-    """The median of ``values`` over that of ``others``, or None where one is missing."""
+    """The median of ``values`` over that of ``others``, or None if one is empty."""
     return statistics.median(values) / statistics.median(others) if values and others else None
 
 
 def show(value: Any) -> str:
-    """What stands in a cell: numbers with two digits, None as a dash."""
+    """The text of a cell: floats with two decimals, None as a dash."""
     if value is None:
         return "-"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A markdown table; the first column to the left, numbers to the right."""
+    """A markdown table; the first column is aligned left, the others right."""
     cells = [list(columns), *([show(value) for value in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     lines = [" | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in cells]
@@ -53,17 +53,17 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def listed(kind: Callable[[str], Any]) -> Callable[[str], list]:
-    """Makes a list of an option whose values are joined by commas."""
+    """A parser of options whose values are separated by commas."""
     return lambda text: [kind(word) for word in text.split(",") if word]
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is the accelerator where there is one."""
+    """The device of this name; "auto" is the GPU if there is one."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 def machine(device: torch.device) -> str:
-    """One line: processor or GPU, cores, versions, and how busy the machine was when the run began."""
+    """One line: GPU, processor, cores, versions, and the load of the machine when the run began."""
     found = []
     for name in PACKAGES:
         try:
@@ -79,19 +79,19 @@ def machine(device: torch.device) -> str:
 
 
 def processor() -> str:
-    """The processor's name, and whether it computes in bfloat16."""
+    """Name of the processor and its vector instructions, which say whether it computes in bfloat16."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    facts = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)  # the first core's win
+    facts = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)  # of the first core
     facts = {key.strip(): value.strip() for key, value in facts.items()}
     flags = set(facts.get("flags", "").split()) & {"avx512_bf16", "amx_bf16", "avx512f", "avx2"}
     return f"{facts.get('model name', platform.machine())} ({', '.join(sorted(flags)) or 'no vector flags'})"
 
 
 def commit() -> str:
-    """The commit of this checkout, with "+" where files differ from it."""
+    """The commit of this checkout, followed by "+" if files differ from it."""
     command = ["git", "describe", "--always", "--dirty=+", "--abbrev=8"]
     try:
         return subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=True).stdout.strip()
@@ -100,14 +100,14 @@ def commit() -> str:
 
 
 def section(title: str, device: torch.device, command: Sequence[str], facts: str, tables: Sequence[str]) -> str:
-    """A dated section: what was measured, on what (``facts`` of ``machine``), by which command, and the tables."""
+    """A dated section: title, machine (``facts``, from ``machine``), command and tables."""
     today = datetime.datetime.now().astimezone().date().isoformat()
     head = f"## {today}: {title} on {device.type}\n\n{facts}; superself at {commit()}.\n\n    {shlex.join(command)}"
     return "\n\n".join([head, *tables]) + "\n"
 
 
 def command(module: str, arguments: Sequence[str] | None) -> list[str]:
-    """What was typed."""
+    """The command line of this run."""
     return ["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)]
 
 

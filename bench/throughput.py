@@ -1,15 +1,15 @@
-"""How fast: views of a recipe, steps of BYOL, their limit, and the memory they take; ours, lightly and torchvision in turn.
+"""Speed: views of a recipe, training steps of BYOL, their upper limit, and memory; superself, lightly and torchvision in turn.
 
     python -m bench.throughput [--parts views,steps,memory] [--minutes 5] [--device auto] [--size 32] [--write]
-    python -m bench.throughput --data dataset/cifar10/train --minutes 15   on a folder of images of one's own
+    python -m bench.throughput --data dataset/cifar10/train --minutes 15   on your own folder of images
 
-views    of SimCLR's recipe: ours in batches on the device; the others image by image in a worker a core
-steps    images a second in the training loop: ``supervise()`` on images in memory; the limit, which is the same without data
-         and views; lightly's modules in the loop of its documentation, in float32 and in the precision that ours has
-memory   the most that a contestant's process took, what its workers have besides, and the most on the GPU
+views    of SimCLR's recipe: superself in batches on the device; the others image by image, in one worker per core
+steps    images per second in the training loop: ``supervise()`` on images in memory; the limit, which is the same without
+         loading data and making views; lightly's modules in the loop of its documentation, in float32 and in our precision
+memory   peak memory of a contestant's process, additional memory of its workers, and peak memory on the GPU
 
-Everything in a table is from one run, A B C A B C ..., each contestant of "steps" in a process of its own that is frozen while
-it is not its turn. Figures are medians of the turns (smallest - largest).
+All figures of a table come from one run in which the contestants take turns, A B C A B C ...; each contestant of "steps" has a
+separate process that is stopped between its turns. Figures are medians of the turns (smallest - largest).
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from superself.training import choose_precision
 
 PARTS = ("views", "steps", "memory")
 VIEW_SIZES = (32, 96, 224)
-WEIGHT = 5  # of a backbone in the share of time, where a size of views has 1
+WEIGHT = 5  # a backbone gets this many times as much time as a size of views
 VIEWS_HEAD = ("pixels", "SimCLR views", "views/s", "ours is x times", "CPU us a view")
 STEPS_HEAD = ("BYOL", "contestant", "precision", "images/s", "ours is x times", "of the limit", "between epochs, s")
 MEMORY_HEAD = ("BYOL", "contestant", "process, MiB", "+ workers, MiB", "GPU, MiB")
 
 
 def measure_views(size: int, device: torch.device, deadline: float) -> list[list[Any]]:
-    """Rows of the table of views: rounds until the deadline, at least one."""
+    """Rows of the table of views, from as many rounds as fit before the deadline, at least one."""
     images = photos("train", views.SOURCE.get(size, size), 256).sample(256)
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
     views.BATCH.setdefault(size, 128)
     mine = views.Ours(images, size, str(device), CORES)
     mine.rate()
-    mine.calls = max(mine.calls, math.ceil(0.5 * mine.rate() / len(mine.images)))  # half a second a turn
+    mine.calls = max(mine.calls, math.ceil(0.5 * mine.rate() / len(mine.images)))  # half a second per turn
     contestants = {
         "superself": mine,
         "torchvision v2, bytes": views.PerImage(list(images), views.torchvision_simclr(size), 1, size),
@@ -69,7 +69,7 @@ def measure_views(size: int, device: torch.device, deadline: float) -> list[list
 
 
 def view_rows(size: int, speeds: dict[str, list[float]], costs: dict[str, list[float]]) -> list[list[Any]]:
-    """One row a contestant; the first one is ours."""
+    """One row per contestant; the first one is superself."""
     first = next(iter(speeds.values()))
     return [
         [size, name, spread(speed), ratio(first, speed), spread(costs[name]).split(" ")[0]]
@@ -104,7 +104,7 @@ def measure_steps(setting: Setting, device: torch.device, deadline: float) -> tu
 
 
 def step_rows(setting: Setting, precisions: dict[str, str], windows: dict[str, list[Window]]) -> list[list[Any]]:
-    """One row a contestant, with ours over it and it over the limit."""
+    """One row per contestant: its speed, that of superself divided by it, and it divided by the limit."""
     speeds = {name: rates(own, setting.batch_size) for name, own in windows.items()}
     return [
         [
@@ -121,7 +121,7 @@ def step_rows(setting: Setting, precisions: dict[str, str], windows: dict[str, l
 
 
 def memory_rows(backbone: str, memory: dict[str, dict[str, float | None]]) -> list[list[Any]]:
-    """One row a contestant."""
+    """One row per contestant."""
     return [
         [backbone, name, *(None if own[k] is None else f"{own[k]:,.0f}" for k in ("process", "workers", "device"))]
         for name, own in memory.items()
@@ -129,21 +129,21 @@ def memory_rows(backbone: str, memory: dict[str, dict[str, float | None]]) -> li
 
 
 def open_tensor(data: str | None, size: int, batch_size: int) -> torch.Tensor:
-    """The images of a folder or a name at one size, as they are in memory; the embedded photographs without one.
+    """The images of a folder or of a named data set as one tensor; of the bundled photographs if ``data`` is None.
 
     Raises:
-        ValueError: if they do not make an epoch of three batches.
+        ValueError: if there are fewer than three batches.
     """
     images = photos("train", size) if data is None else open_images(data, image_size=size)
     if len(images) < 3 * batch_size:
         raise ValueError(
-            f"{len(images)} images make no epoch of three batches of {batch_size}; pass --batch-size {len(images) // 3} or less."
+            f"{len(images)} images are fewer than three batches of {batch_size}; pass --batch-size {len(images) // 3} or less."
         )
     return images.load().batch(range(len(images))).images
 
 
 def run(options: argparse.Namespace) -> list[str]:
-    """All parts within the time; the tables as text."""
+    """Measures all parts within the time and returns the tables as text."""
     end, device = time.perf_counter() + 60 * options.minutes, pick_device(options.device)
     sizes = options.view_sizes if "views" in options.parts else []
     backbones = options.backbones if {"steps", "memory"} & set(options.parts) else []
@@ -179,14 +179,16 @@ def run(options: argparse.Namespace) -> list[str]:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", type=listed(str), default=list(PARTS), help="views, steps, memory; joined by commas")
-    parser.add_argument("--minutes", type=float, default=5.0, help="for all parts together; slow steps need 15")
+    parser.add_argument(
+        "--parts", type=listed(str), default=list(PARTS), help="views, steps, memory; separated by commas"
+    )
+    parser.add_argument("--minutes", type=float, default=5.0, help="for all parts together; 15 for slow steps")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--size", type=int, default=32, help="pixels of the images that are trained on")
+    parser.add_argument("--size", type=int, default=32, help="size of the training images in pixels")
     parser.add_argument("--view-sizes", type=listed(int), default=list(VIEW_SIZES))
     parser.add_argument("--backbones", type=listed(str), default=["mobilenet_v3_small", "resnet18"])
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--data", help="a folder of images, or a name such as cifar10; without it the photographs")
+    parser.add_argument("--data", help="a folder of images, or a name such as cifar10; default: the photographs")
     parser.add_argument("--write", action="store_true", help="append the tables to bench/RESULTS.md")
     options = parser.parse_args(arguments)
     if unknown := set(options.parts) - set(PARTS):
@@ -195,7 +197,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures, prints, and writes where it is asked to."""
+    """Measures, prints, and with ``--write`` appends to RESULTS.md."""
     options = parse(arguments)
     device = pick_device(options.device)
     began = machine(device)

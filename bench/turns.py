@@ -1,8 +1,8 @@
-"""Contestants that take turns: each in a process of its own, all but one of them frozen.
+"""Contestants that take turns: each in a separate process, of which all but one are stopped.
 
 A contestant is a training loop that calls ``Meter.tick`` after every step. The parent orders a number of steps, the loop
-runs them and waits. Between its turns the whole process group is stopped (SIGSTOP), workers of a data loader included, so
-that nobody fills queues while another one is timed.
+runs them and waits. Between its turns the whole process group is stopped (SIGSTOP), including the workers of a data loader,
+so that none of them fills its queues while another contestant is timed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-ROUNDS = 8  # that are aimed at; long steps make fewer
+ROUNDS = 8  # turns of each contestant; fewer where steps are long
 
 
 class Finished(Exception):
@@ -32,7 +32,7 @@ class Finished(Exception):
 
 @dataclass(frozen=True)
 class Window:
-    """A turn: steps that were timed, their seconds, and seconds from one epoch's last step to the next one's first."""
+    """A turn: timed steps, their seconds, and the seconds from the last step of an epoch to the first step of the next."""
 
     steps: int
     seconds: float
@@ -40,23 +40,23 @@ class Window:
 
 
 class Meter:
-    """Times the steps of the loop that it is given to, in windows that the parent orders.
+    """Times the steps of the loop that calls it, in windows that the parent orders.
 
-    The first step of an epoch is not timed, nor is what lies between epochs; that is reported as a gap. A device is
-    waited for at the borders of windows and epochs only.
+    The first step of an epoch and the time between epochs are not counted; the latter is reported as a gap. The meter
+    waits for the device only at the ends of windows and epochs.
     """
 
     def __init__(self, connection: Connection, device: torch.device) -> None:
         self.connection, self.device = connection, device
-        self.began: float | None = None  # of the steps that are being timed
-        self.ended: float | None = None  # of the last epoch
+        self.began: float | None = None  # start of the steps that are being timed
+        self.ended: float | None = None  # end of the last epoch
         self._open()
 
     def tick(self, last: bool = False) -> None:
-        """A step is done; ``last`` of its epoch. Returns when the next one is wanted.
+        """Counts a step, the ``last`` of its epoch or not, and returns when the parent wants the next one.
 
         Raises:
-            Finished: if none is.
+            Finished: if it wants no more steps.
         """
         self.done += 1
         self.steps += self.began is not None
@@ -86,14 +86,14 @@ class Meter:
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """MiB: the largest this process has been, what its workers have of their own now, and the most on the GPU."""
+    """MiB: peak of this process, what its workers now share with no other process, and peak on the GPU."""
     workers = [private_memory(child.pid) for child in multiprocessing.active_children()]
     on_gpu = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
     return {"process": process_peak(), "workers": sum(workers), "device": on_gpu}
 
 
 def process_peak() -> float:
-    """MiB; not getrusage's where there is another way, because that starts at the size of the process that started it."""
+    """MiB; not from getrusage where possible, because that includes the size of the parent process at the start."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -102,7 +102,7 @@ def process_peak() -> float:
 
 
 def private_memory(pid: int | None) -> float:
-    """MiB that a process shares with no other."""
+    """MiB that a process shares with no other process."""
     with contextlib.suppress(OSError):
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 2**10
@@ -110,11 +110,11 @@ def private_memory(pid: int | None) -> float:
 
 
 class Contestant:
-    """A loop in a process of its own, which runs when it is its turn.
+    """A loop in a separate process, which only runs during its turns.
 
     Args:
         name: in the table.
-        loop: ``f(meter, *arguments)``, at the top of a module; calls ``meter.tick`` after each step, for ever.
+        loop: ``f(meter, *arguments)``, a function of a module; calls ``meter.tick`` after each step and never ends.
         arguments: plain values.
         device: where it computes.
     """
@@ -132,7 +132,7 @@ class Contestant:
         return self._ask(steps)
 
     def warm_up(self, seconds: float) -> None:
-        """Runs steps for that long, or a single one that takes longer, and notes how long a step takes in the end."""
+        """Runs steps for that long, at least one, and stores how long a step of the last window took."""
         began = time.perf_counter()
         window = self.turn(1)
         while time.perf_counter() - began < seconds or not window.steps:
@@ -140,14 +140,14 @@ class Contestant:
         self.step_seconds = window.seconds / window.steps
 
     def finish(self) -> dict[str, float]:
-        """Ends the loop; its peak memory."""
+        """Ends the loop and returns its peak memory."""
         memory = self._ask(0)
         self._signal(signal.SIGCONT)
         self.process.join(10)
         return memory
 
     def close(self) -> None:
-        """Ends the processes, whatever they are doing."""
+        """Kills the process and its workers."""
         self._signal(signal.SIGKILL)
         self.process.join()
         self.connection.close()
@@ -158,12 +158,12 @@ class Contestant:
             self.connection.send(order)
             answer = self.connection.recv()
         except (EOFError, OSError) as error:
-            raise RuntimeError(f"{self.name} stopped by itself; its own message stands above.") from error
+            raise RuntimeError(f"the process of {self.name} ended unexpectedly; its error is printed above.") from error
         self._signal(signal.SIGSTOP)
         return answer
 
     def _signal(self, number: int) -> None:
-        """To the process and its workers, which are one group; before the group is made, to the process."""
+        """Sends a signal to the process and its workers, which form a group; before there is a group, to the process."""
         with contextlib.suppress(ProcessLookupError):
             try:
                 os.killpg(self.process.pid, number)
@@ -172,15 +172,18 @@ class Contestant:
 
 
 def _run(connection: Connection, loop: Callable[..., None], arguments: Sequence[Any], device: torch.device) -> None:
-    os.setpgid(0, 0)  # not setsid: when the parent dies, the kernel ends a stopped group of the same session
+    os.setpgid(0, 0)  # not setsid: the kernel ends a stopped group of the same session when the parent dies
     with contextlib.suppress(Finished):
         loop(Meter(connection, device), *arguments)
 
 
 def take_turns(contestants: Sequence[Contestant], deadline: float, rounds: int = ROUNDS) -> dict[str, list[Window]]:
-    """A B C A B C ... until the deadline (of ``time.perf_counter``); at least once. Windows without a timed step are left out."""
+    """The windows of each contestant: A B C A B C ... until the deadline (of ``time.perf_counter``), at least one turn each.
+
+    Windows without a timed step are left out.
+    """
     for contestant in contestants:
-        contestant.turn(1)  # all that is built in the process, while those that come later still import
+        contestant.turn(1)  # builds everything, while the next ones still import
     turn = (deadline - time.perf_counter()) / rounds / len(contestants)
     for contestant in contestants:
         contestant.warm_up(min(2.0, max(0.1, turn)))
@@ -203,12 +206,12 @@ def steps_in(seconds: float, step_seconds: float) -> int:
 
 
 def rates(windows: Sequence[Window], batch_size: int) -> list[float]:
-    """Images a second, window by window."""
+    """Images per second of each window."""
     return [window.steps * batch_size / window.seconds for window in windows]
 
 
 def between_epochs(windows: Sequence[Window]) -> float | None:
-    """Seconds that the change of an epoch takes, the first step of the new one taken off; None where none was met."""
+    """Seconds between two epochs, without the first step of the second one; None if no epoch ended."""
     gaps = [gap for window in windows for gap in window.gaps]
     step = statistics.median(window.seconds / window.steps for window in windows) if windows else 0.0
     return max(0.0, statistics.median(gaps) - step) if gaps else None

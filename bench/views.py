@@ -1,4 +1,4 @@
-"""The contestants for views of the SimCLR recipe: ours in batches, torchvision's and lightly's image by image with all cores."""
+"""Contestants for views of SimCLR: superself in batches, torchvision and lightly image by image on all cores."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from superself.augment.recipes import normalized, simclr
 from superself.data.sources import available_cores
 
 CORES = available_cores()
-SOURCE = {32: 32, 96: 96, 224: 256}  # pixels of the stored images for views of a size
+SOURCE = {32: 32, 96: 96, 224: 256}  # size of views -> size of the stored images, in pixels
 BATCH = {32: 512, 96: 256, 224: 64}
 STATISTICS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 class PerImageDataset(Dataset):
-    """``length`` views, made one by one of the images."""
+    """``length`` views of the images, made one by one."""
 
     def __init__(self, images: list, transform: Callable, length: int) -> None:
         self.images, self.transform, self.length = images, transform, length
@@ -33,7 +33,7 @@ class PerImageDataset(Dataset):
 
 
 def torchvision_simclr(size: int) -> Callable:
-    """SimCLR's views with torchvision v2, of byte tensors or Pillow pictures."""
+    """SimCLR's views with torchvision v2, from byte tensors or Pillow images."""
     steps = [
         v2.RandomResizedCrop(size, antialias=True),
         v2.RandomHorizontalFlip(),
@@ -46,7 +46,7 @@ def torchvision_simclr(size: int) -> Callable:
 
 
 def lightly_simclr(size: int) -> Callable | None:
-    """lightly's SimCLRTransform (two views a call), or None where lightly is missing."""
+    """lightly's SimCLRTransform (two views per call), or None if lightly is not installed."""
     try:
         from lightly.transforms import SimCLRTransform
     except ImportError:
@@ -55,7 +55,7 @@ def lightly_simclr(size: int) -> Callable | None:
 
 
 class Ours:
-    """The recipe on a whole batch on the device, from its bytes there."""
+    """superself's recipe on a whole batch of bytes on the device."""
 
     def __init__(self, images: torch.Tensor, size: int, device: str, threads: int) -> None:
         self.transform, self.threads = normalized(simclr(size, strength=1.0), *STATISTICS), threads
@@ -63,7 +63,7 @@ class Ours:
         self.calls, self.wait = 4, torch.cuda.synchronize if device.startswith("cuda") else lambda: None
 
     def cpu_cost(self) -> float:
-        """Processor seconds a view."""
+        """Processor seconds per view."""
         torch.set_num_threads(self.threads)
         start = time.process_time()
         self.transform(self.images)
@@ -71,7 +71,7 @@ class Ours:
         return (time.process_time() - start) / len(self.images)
 
     def rate(self) -> float:
-        """Views a second."""
+        """Views per second."""
         torch.set_num_threads(self.threads)
         start = time.perf_counter()
         for _ in range(self.calls):
@@ -81,15 +81,16 @@ class Ours:
 
 
 class PerImage:
-    """A transform of single images in the workers of a loader, one a core."""
+    """A transform of single images in the workers of a loader, one per core."""
 
     def __init__(self, images: list, transform: Callable, views: int, size: int) -> None:
-        self.views, self.length = views, 64 * max(2 * (CORES), 2048 // size)
+        self.views, self.length = views, 64 * max(2 * CORES, 2048 // size)
         self.data = PerImageDataset(images, transform, self.length)
         self.loader = DataLoader(self.data, 64, num_workers=CORES, persistent_workers=True)
         self.rate()  # starts the workers
 
     def cpu_cost(self) -> float:
+        """Processor seconds per view."""
         torch.set_num_threads(1)  # as in a loader's worker
         start = time.thread_time()
         for i in range(64):
@@ -97,6 +98,7 @@ class PerImage:
         return (time.thread_time() - start) / 64 / self.views
 
     def rate(self) -> float:
+        """Views per second."""
         start = time.perf_counter()
         for _ in self.loader:
             pass

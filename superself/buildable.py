@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,7 @@ from superself.networks import CombinedNet, describe
 from superself.state import load_run, supervisor_state
 from superself.training.hyper_parameters import default_of
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+Self = TypeVar("Self", bound="Buildable")
 
 
 class Options(TypedDict, total=False):
@@ -97,7 +96,7 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
         backbone.preprocessing = self.preprocessing
         return backbone
 
-    def load(self, name: str | Path = "store/base") -> Self:
+    def load(self: Self, name: str | Path = "store/base") -> Self:
         """Takes the weights and hyper-parameters of a stored run; needs no data set.
 
         Hyper-parameters that were not passed to this supervisor come from the file, so ``RotateNetSupervisor().load(name)``

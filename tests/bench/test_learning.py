@@ -1,10 +1,10 @@
-"""Learning: the plan that fills the time, and the whole of it on a tiny budget."""
+"""Learning: the plan that fills the time, and a complete run in a second."""
 
 import pytest
 import torch
 
 from bench import learning, peers, report
-from bench.learning import Plan, means, pace, plan, some
+from bench.learning import Plan, means, pace, plan, random_part
 from superself.data import open_images
 
 from cases import tiny_images
@@ -13,8 +13,8 @@ from cases import tiny_images
 @pytest.mark.parametrize(
     "seconds, expected",
     [
-        (100, Plan(9, 1000)),  # an epoch of 10 steps of 1 s and 1 s besides: 9.09
-        (105, Plan(10, 900)),  # 9.5 of them: ten of 9 steps
+        (100, Plan(9, 1000)),  # an epoch of 10 steps of 1 s and another second: 9.09
+        (105, Plan(10, 900)),  # 9.5 epochs: ten of 9 steps
         (16, Plan(2, 700)),
         (8, Plan(1, 700)),
         (0.1, Plan(1, 100)),
@@ -24,7 +24,7 @@ def test_epochs_fill_the_time(seconds, expected):
     assert plan(seconds, step_seconds=1.0, epoch_seconds=1.0, images=1000, batch_size=100) == expected
 
 
-def test_a_plan_never_takes_longer_than_an_epoch_rounded():
+def test_a_plan_takes_at_most_a_tenth_longer_than_the_time():
     for images, batch, step, epoch in ((3600, 128, 0.7, 0.5), (50000, 256, 0.01, 1.0), (130, 128, 5.0, 0.0)):
         for seconds in (10, 60, 300):
             planned = plan(seconds, step, epoch, images, batch)
@@ -33,19 +33,19 @@ def test_a_plan_never_takes_longer_than_an_epoch_rounded():
             assert taken >= 0.6 * seconds or planned.images == batch
 
 
-def test_pace_tells_steps_from_what_lies_between_epochs():
+def test_pace_separates_steps_from_the_time_between_epochs():
     ticks = [(0.0, False), (2.0, False), (4.0, True), (11.0, False), (13.0, False), (15.0, True)]
     assert pace(ticks) == (2.0, 5.0)
 
 
 def test_a_part_of_the_images_is_fixed_and_keeps_its_labels():
     images = open_images([(image, i % 3) for i, image in enumerate(tiny_images(12))]).load()
-    part, again = some(images, 5), some(images, 5)
+    part, again = random_part(images, 5), random_part(images, 5)
     assert len(part) == 5 and torch.equal(part.batch(range(5)).images, again.batch(range(5)).images)
     for image, label in part:
-        place = next(i for i in range(12) if torch.equal(images[i][0], image))
-        assert label == place % 3
-    assert some(images, 12) is images
+        position = next(i for i in range(12) if torch.equal(images[i][0], image))
+        assert label == position % 3
+    assert random_part(images, 12) is images
 
 
 def test_means_are_over_the_seeds_of_a_contestant():
@@ -60,7 +60,7 @@ def test_means_are_over_the_seeds_of_a_contestant():
 
 
 @pytest.mark.parametrize("algorithm", ["byol", "rotatenet"])
-def test_an_algorithm_is_trained_and_measured_without_the_peer(algorithm, tmp_path, monkeypatch, capsys):
+def test_an_algorithm_is_trained_and_measured_without_lightly(algorithm, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(peers, "has_lightly", lambda: False)
     monkeypatch.setattr(report, "RESULTS", tmp_path / "RESULTS.md")
     options = "--minutes 0.01 --size 16 --backbone mobilenet_v3_small --batch-size 8 --evaluate 64 --device cpu --write"

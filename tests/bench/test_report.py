@@ -1,4 +1,4 @@
-"""Tables and sections: what is printed is what was measured."""
+"""Tables and sections of RESULTS.md."""
 
 import pytest
 import torch
@@ -39,5 +39,5 @@ def test_sections_are_appended_with_date_machine_and_command(tmp_path):
 
 
 @pytest.mark.parametrize("text, kind, expected", [("a,b", str, ["a", "b"]), ("1,2,", int, [1, 2])])
-def test_options_are_joined_by_commas(text, kind, expected):
+def test_values_of_options_are_separated_by_commas(text, kind, expected):
     assert report.listed(kind)(text) == expected

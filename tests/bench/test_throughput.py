@@ -1,4 +1,4 @@
-"""Throughput: the ratios of its tables, and the whole of it on a tiny budget."""
+"""Throughput: the ratios in its tables, and a complete run in a second."""
 
 import itertools
 import timeit
@@ -50,7 +50,7 @@ def test_unknown_parts_are_refused(capsys):
 
 
 class FewViews(views.PerImage):
-    """Eight views made here, where a loader's workers would take seconds to start."""
+    """Eight views made in this process: the workers of a loader would take seconds to start."""
 
     def __init__(self, images, transform, count, size):
         self.views, self.length, self.data = count, 8, views.PerImageDataset(images, transform, 64)
@@ -61,7 +61,7 @@ class FewViews(views.PerImage):
 
 
 @pytest.mark.slow
-def test_everything_is_measured_without_the_peer(tmp_path, monkeypatch, capsys):
+def test_everything_is_measured_without_lightly(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(peers, "has_lightly", lambda: False)
     monkeypatch.setattr(report, "RESULTS", tmp_path / "RESULTS.md")
     monkeypatch.setattr(views, "PerImage", FewViews)
