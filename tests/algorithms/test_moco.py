@@ -287,7 +287,7 @@ def test_loss_falls_once_the_queue_is_full():
     supervisor.supervise(lr=1e-9, epochs=1, batch_size=8, name="run", progress=False)
     full = supervisor._forward(batch()).item()
     assert full == pytest.approx(supervisor.chance_loss, rel=0.15)
-    supervisor.supervise(lr=1e-3, epochs=20, batch_size=8, name="run", progress=False)
+    supervisor.supervise(lr=1e-3, epochs=20, batch_size=8, name="run", progress=False, lr_scheduler="constant")
     assert supervisor._forward(batch()).item() < 0.8 * full
 
 
