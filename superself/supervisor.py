@@ -444,7 +444,7 @@ class Supervisor(nn.Module, metaclass=BuildAfterInit):
 
     def _facts(self) -> dict[str, Any]:
         """What NAME.yaml and the first lines say about the run."""
-        chance = self.chance_loss if self.uses_its_own_loss else None
+        chance = self.run.chance_loss  # measured once
         return {
             "algorithm": type(self).__name__,
             "arguments": declared(self),
