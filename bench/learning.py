@@ -142,7 +142,8 @@ class Race:
 
     def loss_cell(self, supervisor: Supervisor) -> str:
         """The pretext loss and its chance level."""
-        images, positions, remark = self.asked, torch.arange(len(self.asked)), ""
+        images, remark = random_part(self.asked, LOSS_OF), ""  # of every class, whatever their order
+        positions = torch.arange(len(images))
         if hasattr(supervisor, "knows_its_images"):  # each training image is a class; other images have none
             images, remark = supervisor.images, ", training images"
             positions = supervisor.run.sampler.places

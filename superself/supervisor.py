@@ -33,8 +33,6 @@ from superself.training import (
 )
 from superself.training.hyper_parameters import declared
 
-DEFAULT_SCHEDULE = "warmup_cosine"  # of the learning rate; "constant" keeps it as it is
-
 
 class Supervisor(Buildable):
     """Base of every algorithm: gives it data, a loop, checkpoints and honest progress; the algorithm writes ``_forward``.
@@ -112,7 +110,7 @@ class Supervisor(Buildable):
             num_workers: processes that decode files; 0 uses none for data in memory and one per core otherwise.
             name: where the run is kept: NAME.pt, NAME.yaml, NAME.csv. A run that is there already is kept as NAME.1.
             pretrained: start from the weights in NAME.pt, or from those of the run given here.
-            lr_scheduler: None for "warmup_cosine", "constant", "cosine", a Schedule, or ``f(optimizer)``, which also gets
+            lr_scheduler: None for "constant", "warmup_cosine", "cosine", a Schedule, or ``f(optimizer)``, which also gets
                 ``total_steps`` if it has a parameter of that name; steps once per optimizer step.
             resume: True continues the run in NAME.pt where it was stored; "auto" does so if there is one.
             overwrite: replace a run of this name.
@@ -182,8 +180,7 @@ class Supervisor(Buildable):
         groups = parameter_groups(named, lr=lr, weight_decay=settings.weight_decay, rules=self._group_rules())
         optimizer = make_optimizer(optimizer, groups, lr, self.device)
         total_steps = settings.epochs * len(loader)
-        schedule = make_lr_scheduler(lr_scheduler, optimizer, total_steps, len(loader), default=DEFAULT_SCHEDULE)
-        return loader, optimizer, schedule
+        return loader, optimizer, make_lr_scheduler(lr_scheduler, optimizer, total_steps, len(loader))
 
     def _epochs(self, epochs: int, train_loader: Any, optimizer: Optimizer, lr_scheduler: Any) -> None:
         """The only epoch loop of the package."""
@@ -268,7 +265,7 @@ class Supervisor(Buildable):
 
     def _facts(self) -> dict[str, Any]:
         """What NAME.yaml and the first lines say about the run."""
-        chance = self.chance_loss if self.uses_its_own_loss else None
+        chance = self.run.chance_loss  # measured once
         return {
             "algorithm": type(self).__name__,
             "arguments": declared(self),

@@ -1,3 +1,4 @@
+import copy
 import functools
 import os
 import signal
@@ -9,8 +10,9 @@ from torch import nn
 from torch.nn.functional import softplus
 from torch.optim.lr_scheduler import OneCycleLR
 
-from superself import BiGanSupervisor
+from superself import BiGanSupervisor, ContextNetSupervisor
 from superself.adversarial import AdversarialSupervisor
+from superself.basics.random import seed_everything
 from superself.data import Batch
 from superself.networks import CombinedNet
 from superself.training import Run, Settings, warmup_cosine
@@ -19,7 +21,7 @@ from cases import TinyBackbone, tiny_images
 
 
 class Game(AdversarialSupervisor):
-    """A backbone against a discriminator that tells its embeddings from noise."""
+    """A backbone against a discriminator that separates its embeddings from noise."""
 
     def __init__(self, dataset=None, backbone=None, **options):
         super().__init__(None, dataset, **options)
@@ -44,6 +46,52 @@ def game(images=None, **arguments):
     return Game(tiny_images() if images is None else images, **{"seed": 0, **arguments})
 
 
+def two_losses(algorithm):
+    """The algorithm with one call of the whole discriminator for each loss, which are kept apart: the obvious way.
+
+    Each player's gradient is then that of its own loss with respect to its own parameters only.
+    """
+
+    class TwoLosses(algorithm):
+        def train_discriminator(self, *inputs):
+            return self.discriminator(*inputs)
+
+        def judge(self, *inputs):
+            return self.discriminator(*inputs)
+
+        def both_losses(self, loss, discriminator_loss):
+            self.losses = loss, discriminator_loss
+            return loss
+
+        def gradients(self):
+            """By name, of the losses of the last ``_forward``."""
+            found = {}
+            for loss, player in zip(self.losses, players(self), strict=True):
+                found |= dict(
+                    zip(player, torch.autograd.grad(loss, list(player.values()), retain_graph=True), strict=True)
+                )
+            return found
+
+    return TwoLosses
+
+
+GAMES = [
+    pytest.param(Game, {}, id="Game"),
+    pytest.param(BiGanSupervisor, {"backbone": TinyBackbone(), "latent": 4}, id="BiGAN"),
+    pytest.param(ContextNetSupervisor, {"backbone": TinyBackbone()}, id="context encoder, blocks"),
+    pytest.param(
+        ContextNetSupervisor,
+        {"backbone": TinyBackbone(), "region": "center", "adversarial_weight": 0.3},
+        id="context encoder, centre",
+    ),
+]
+
+
+def make(algorithm, options):
+    """A supervisor with the same weights at every call."""
+    return algorithm(tiny_images(), seed=0, **{name: copy.deepcopy(value) for name, value in options.items()})
+
+
 def loss_of(supervisor):
     supervisor.generator.manual_seed(1)
     return supervisor._forward(Batch(tiny_images(), torch.arange(16)))
@@ -63,12 +111,60 @@ def players(supervisor):
     return {name: p for name, p in named.items() if name not in second}, second
 
 
+@pytest.mark.parametrize(("algorithm", "options"), GAMES)
+def test_one_backward_pass_gives_exactly_the_gradients_of_two_separate_losses(algorithm, options):
+    slow, supervisor = make(two_losses(algorithm), options).train(), make(algorithm, options).train()
+    noted = {}
+    supervisor.note = noted.__setitem__
+    loss_of(slow)
+    total = loss_of(supervisor)
+    assert torch.equal(total, slow.losses[0]) and torch.equal(noted["discriminator_loss"], slow.losses[1])
+    total.backward()
+    wanted = slow.gradients()
+    for name, p in supervisor.named_parameters():
+        assert torch.equal(p.grad, wanted[name]), name
+    assert sum(gradient.any().item() for gradient in wanted.values()) > len(wanted) / 2
+
+
+@pytest.mark.parametrize(("algorithm", "options"), GAMES)
+def test_a_step_with_clipped_gradients_follows_each_players_own_loss(algorithm, options):
+    class Clipped(algorithm):
+        def _update(self, loss, optimizer, lr_scheduler):
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters(), max_norm=0.01)
+            assert norm > 0.02
+            optimizer.step()
+            lr_scheduler.step()
+
+    slow, supervisor = make(two_losses(algorithm), options).train(), make(Clipped, options)
+    before = {name: p.clone() for name, p in supervisor.named_parameters()}
+    seed_everything(0, slow.generator)  # as a run starts
+    slow._forward(Batch(tiny_images(), torch.arange(16)))
+    gradients = slow.gradients()
+    scale = 0.01 / torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum().sqrt()
+    rates = dict.fromkeys(before, 1.0) | dict.fromkeys(players(supervisor)[1], supervisor.discriminator_lr)
+    supervisor.supervise(
+        lr=1.0,
+        optimizer=torch.optim.SGD,
+        epochs=1,
+        batch_size=16,
+        shuffle=False,
+        name="run",
+        precision="32-true",
+        progress=False,
+    )
+    for name, p in supervisor.named_parameters():
+        step = rates[name] * scale * gradients[name]
+        torch.testing.assert_close(before[name] - p, step, rtol=1e-3, atol=1e-6, msg=name)
+
+
 def test_one_backward_pass_gives_each_player_the_gradient_of_its_own_loss():
     supervisor = game()
     first, second = players(supervisor)
     total = loss_of(supervisor)
     loss, discriminator_loss = supervisor.losses
-    assert total.item() == pytest.approx(loss.item(), abs=1e-6)  # what is shown is the loss of the first player
+    assert total.item() == pytest.approx(loss.item(), abs=1e-6)  # the progress line shows the loss of the first player
     wanted = dict(zip(first, torch.autograd.grad(loss, list(first.values()), retain_graph=True), strict=True))
     wanted |= dict(
         zip(second, torch.autograd.grad(discriminator_loss, list(second.values()), retain_graph=True), strict=True)
@@ -78,7 +174,7 @@ def test_one_backward_pass_gives_each_player_the_gradient_of_its_own_loss():
         assert torch.allclose(p.grad, wanted[name], atol=1e-7) and wanted[name].any(), name
 
 
-def test_the_judged_loss_does_not_reach_the_discriminator_nor_move_its_statistics():
+def test_judging_neither_trains_the_discriminator_nor_moves_its_statistics():
     supervisor = game()
     before = supervisor.discriminator[1].running_mean.clone()
     embeddings = torch.randn(8, 4, requires_grad=True)
@@ -91,7 +187,7 @@ def test_the_judged_loss_does_not_reach_the_discriminator_nor_move_its_statistic
     assert not torch.equal(supervisor.discriminator[1].running_mean, before)
 
 
-def test_clipping_in_a_users_update_trains_both_players_with_their_own_loss():
+def test_a_users_update_that_clips_nothing_changes_nothing():
     class Clipped(Game):
         def _update(self, loss, optimizer, lr_scheduler):
             optimizer.zero_grad()
@@ -106,7 +202,7 @@ def test_clipping_in_a_users_update_trains_both_players_with_their_own_loss():
         assert torch.equal(clipped.state_dict()[name], tensor), name
 
 
-def test_a_frozen_part_of_either_player_stays():
+def test_frozen_parts_of_either_player_do_not_change():
     supervisor = game()
     frozen = [supervisor.discriminator[0].weight, supervisor.model.backbone.layers[0].weight]
     for p in frozen:
@@ -116,7 +212,7 @@ def test_a_frozen_part_of_either_player_stays():
     assert all(torch.equal(p, b) and p.grad is None for p, b in zip(frozen, before, strict=True))
 
 
-def test_learning_rate_of_the_second_player_is_a_multiple_and_the_schedule_acts_on_both():
+def test_the_discriminators_learning_rate_is_a_multiple_and_the_schedule_acts_on_both():
     optimizer, schedule = prepared(game(discriminator_lr=0.5), lr_scheduler=warmup_cosine(0.5))
     rates = [[group["lr"] for group in optimizer.param_groups]]
     for _ in range(4):
@@ -127,14 +223,14 @@ def test_learning_rate_of_the_second_player_is_a_multiple_and_the_schedule_acts_
     assert rates[1][0] == pytest.approx(2 / 3 * 0.1) and rates[4][0] == pytest.approx(0, abs=1e-12)
 
 
-def test_weight_decay_leaves_out_biases_and_norms_of_both():
+def test_weight_decay_leaves_out_biases_and_norms_of_both_players():
     supervisor = game()
     optimizer = prepared(supervisor, weight_decay=0.1)[0]
     found = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert found == {id(p): 0.1 if p.ndim >= 2 else 0.0 for p in supervisor.parameters()}
 
 
-def test_the_optimizer_is_fused_where_one_would_be():
+def test_the_optimizer_is_fused_as_for_other_algorithms():
     optimizer = prepared(game(), optimizer=torch.optim.Adam)[0]
     assert all(group["fused"] for group in optimizer.param_groups)
     optimizer = prepared(game(), optimizer=functools.partial(torch.optim.Adam, betas=(0.5, 0.9)))[0]
@@ -169,7 +265,7 @@ def test_resumed_run_equals_uninterrupted_run(settings):
     assert states[0] and all(torch.equal(states[0][p]["exp_avg"], states[1][p]["exp_avg"]) for p in states[0])
 
 
-def test_a_schedule_that_moves_momenta_too_finds_them():
+def test_a_schedule_may_change_beta1_during_the_run():
     supervisor = BiGanSupervisor(tiny_images(16), backbone=TinyBackbone())
     supervisor.supervise(
         epochs=1,

@@ -24,21 +24,23 @@ from superself.training import GroupRule
 class BiGanSupervisor(AdversarialSupervisor):
     """An encoder E and a generator G against a discriminator D of pairs: is it (x, E(x)) or (G(z), z)?
 
-    L_D = (-log D(x, E(x)) - log(1 - D(G(z), z))) / 2, averaged over images; that of E and G is the same with swapped labels, with
-    gradients through both kinds of pairs. z is uniform in [-1, 1], and E ends in a tanh, so that both have the same range.
-    Losses of ln 2 for both players are the equilibrium, and neither need fall on the way there: look at
-    ``show_reconstruction`` and at the squared error of ``reconstruct``.
+    L_D = (-log D(x, E(x)) - log(1 - D(G(z), z))) / 2, averaged over images. The loss of E and G is the same with swapped
+    labels, with gradients through both kinds of pairs and no reconstruction term. z is uniform in [-1, 1], and E ends in a
+    tanh, so that both have the same range. The equilibrium is ln 2 for both players, and neither loss need fall on the way
+    there: progress shows in ``show_reconstruction`` and in the squared error of ``reconstruct``.
 
     Source: Donahue et al., Adversarial Feature Learning, arXiv:1605.09782; uniform z, halved sums, swapped labels instead of the
         minimax loss, simultaneous steps and the beta1 of Adam as in the authors' code.
-    Deviations: D judges by features of the image, of the latent, and their products (Miyato & Koyama, arXiv:1802.05637) and
-        has no batch norm, which would give away the other pairs; z has 16 values, not 200, which suits short runs; G ends
-        in a plain convolution, because images are normalised; E is any backbone; D has a learning rate of its own.
+    Deviations: D judges by features of the image, of the latent, and their products (Miyato & Koyama, arXiv:1802.05637),
+        without batch norm, through which pairs would see each other; z has 16 values, not the 200 of the authors' ImageNet
+        runs; G ends in a plain convolution, because images are normalised; E is any backbone; D has its own learning rate,
+        where the authors use one for both players.
     Args:
         dataset: see Supervisor, also for the options that are not listed here.
         latent: Z, the number of values of z; with more, more of an image can be reconstructed, after more steps.
-        discriminator_lr: learning rate of D as a multiple of ``lr``; at 2 it wins soon when lr is 1e-3.
-        beta1: of Adam, or of any optimizer class with betas; None for the optimizer's own.
+        discriminator_lr: learning rate of D as a multiple of ``lr``; at 2, D soon wins when lr is 1e-3.
+        beta1: of Adam, or of any optimizer class with betas; None for the optimizer's own. An optimizer that a function or
+            ``functools.partial`` makes is left as it is.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         predictor: the head of E, from features (B, D) to (B, Z), before the tanh; None for a linear layer.
         decoder: G, from latents (B, Z) to images (B, C, H, W), normalised; None for a Decoder.
@@ -84,33 +86,36 @@ class BiGanSupervisor(AdversarialSupervisor):
         self.given.decoder, self.given.discriminator = decoder, discriminator
 
     def _build(self) -> None:
-        self.loss = self.given.loss or tell_apart
+        self.loss = self.given.loss or balanced_cross_entropy
         shape, given = self.network_shape, self.given
-        backbone = build_backbone(given.backbone, shape)
-        self.model = CombinedNet(
-            backbone, given.predictor or nn.Linear(feature_width(backbone, shape), self.latent)
-        )  # E
-        self.decoder = given.decoder or Decoder(self.latent, shape, width=64)  # G
-        self.discriminator = given.discriminator or PairDiscriminator(shape, self.latent)  # D
+        backbone, predictor = build_backbone(given.backbone, shape), given.predictor
+        if predictor is None:
+            predictor = nn.Linear(feature_width(backbone, shape), self.latent)
+        self.model = CombinedNet(backbone, predictor)  # E
+        self.decoder = Decoder(self.latent, shape, width=64) if given.decoder is None else given.decoder  # G
+        self.discriminator = (
+            PairDiscriminator(shape, self.latent) if given.discriminator is None else given.discriminator
+        )
 
     def _forward(self, data: Batch) -> Tensor:
         (x,) = self.views(data)  # (B, C, H, W)
-        z = self.draw(len(x)).to(x.device)  # (B, Z)
-        images, latents = torch.cat([x, self.decoder(z).float()]), torch.cat([self.encode(x), z])
+        z = self.draw_latents(len(x)).to(x.device)  # (B, Z)
+        images = torch.cat([x, self.decoder(z).float()])  # (2B, C, H, W)
+        latents = torch.cat([self.encode(x), z])  # (2B, Z)
         real, generated = self.judge(images, latents).float().chunk(2)  # logits (B,) each
-        loss = self.loss(generated, real)  # of E and G
+        loss = self.loss(generated, real)  # of E and G: labels are swapped
         real, generated = self.train_discriminator(images, latents).float().chunk(2)
         return self.both_losses(loss, self.loss(real, generated))
 
     def _group_rules(self) -> list[GroupRule]:
         optimizer = self.run.settings.optimizer
         betas = inspect.signature(optimizer).parameters.get("betas") if inspect.isclass(optimizer) else None
-        if self.beta1 is None or betas is None:  # an optimizer made by a function is left as it is
+        if self.beta1 is None or betas is None or not isinstance(betas.default, tuple):
             return super()._group_rules()
         betas = (self.beta1, *betas.default[1:])
         return [GroupRule("*", betas=betas), GroupRule("discriminator", lr_factor=self.discriminator_lr, betas=betas)]
 
-    def draw(self, count: int) -> Tensor:
+    def draw_latents(self, count: int) -> Tensor:
         """Latents z (count, Z), uniform in [-1, 1]."""
         return 2 * torch.rand(count, self.latent, generator=self.generator) - 1
 
@@ -119,7 +124,7 @@ class BiGanSupervisor(AdversarialSupervisor):
         return self.model(images).float().tanh()
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """G(E(x)): normalised images (B, C, H, W) from images as stored."""
+        """G(E(x)): normalised images (B, C, H, W), from images that are not normalised, of the size of the views."""
         return self.decoder(self.encode(self.preprocessing(images))).float()
 
     def show_reconstruction(self, path: str | Path, dataset: Any = None, count: int = 8) -> Path:
@@ -132,22 +137,22 @@ class BiGanSupervisor(AdversarialSupervisor):
         """
 
         def columns(images: Tensor) -> list[Tensor]:
-            generated = self.decoder(self.draw(len(images)).to(images.device))
+            generated = self.decoder(self.draw_latents(len(images)).to(images.device))
             shown = (self.preprocessing(images), self.reconstruct(images), generated)
             return [self.preprocessing.undo(part) for part in shown]
 
         return show_columns(self, columns, path, dataset, count)
 
 
-def tell_apart(first: Tensor, second: Tensor) -> Tensor:
-    """Half the sum of the cross-entropies of saying yes to the first logits (B,) and no to the second ones (B,)."""
-    return (softplus(-first).mean() + softplus(second).mean()) / 2
+def balanced_cross_entropy(positive: Tensor, negative: Tensor) -> Tensor:
+    """Cross-entropy of logits (B,) that should be positive and of as many that should be negative, averaged over all."""
+    return (softplus(-positive).mean() + softplus(negative).mean()) / 2
 
 
 class PairDiscriminator(nn.Module):
-    """Judges a pair by its image, by its latent, and by the products of their features, which show whether they belong together.
+    """Judges a pair by its image, by its latent, and by the products of their features, which show whether they match.
 
-    Every pair is judged on its own: a norm over the batch would give away what kind the others are.
+    Each pair is judged independently: with batch norm, the logits of a pair would depend on the others.
 
     Source: the products as for classes in Miyato & Koyama, arXiv:1802.05637.
     Args:

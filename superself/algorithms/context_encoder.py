@@ -15,34 +15,36 @@ from torch.nn.functional import max_pool2d, softplus
 from superself.adversarial import AdversarialSupervisor
 from superself.augment import RandomBlocks
 from superself.basics.validate import require_choice, require_count, require_fraction, require_positive
-from superself.data import Batch, mean_prediction_loss
-from superself.evaluation.figures import show_columns
+from superself.data import Batch
+from superself.evaluation import mean_prediction_loss, show_columns
 from superself.networks import MapNet, Upsampling, build_backbone, map_shape
 
 GRID = 7  # positions along each side of the map between encoder and decoder
-OVERLAP = 7 / 128  # of the shorter side, with the centre as the region
+OVERLAP = 7 / 128  # fraction of the shorter side, if the region is the centre
 
 
 class ContextNetSupervisor(AdversarialSupervisor):
-    """Removes regions of each image and predicts them from the rest, against a discriminator of regions.
+    """Removes a region of each image and predicts it from the rest, against a discriminator D of regions.
 
-    L = (1 - a) L_rec + a L_adv. L_rec is the squared error in the region alone, a mean over its pixels and channels, with those
-    of its border that the network is shown counted ``overlap_weight`` times. L_adv = -log D(region of the prediction). The
-    hole is filled with 0, the mean after normalisation. The discriminator sees an image that is 0 outside the region.
+    L = (1 - a) L_rec + a L_adv. L_rec is the mean squared error over the pixels and channels of the region. The network still
+    sees the region's border, whose pixels have the weight ``overlap_weight``; the rest of the region is a hole, filled with
+    0, the mean after normalisation. L_adv = -log D(predicted region); D gets images that are 0 outside the region.
 
     Source: Pathak et al., Context Encoders, arXiv:1604.07379, Eqs. 1 and 2, "Joint loss", "Channel-wise fully-connected layer",
         "Region masks"; the 7 pixels, their weight and the rate of the discriminator as in the authors' code.
-    Deviations: blocks are squares of one size; the decoder gives whole images, of which the region is used; both players step
-        at once, with the optimizer's own betas (the authors: 0.5, 0.999); L_rec is divided by the sum of the weights; maps
-        larger than 7 x 7 are pooled to that before the channel-wise layer, a vector is a 1 x 1 map.
+    Deviations: blocks are squares of one size; the decoder gives whole images, of which only the region counts (with random
+        blocks, the authors' squared error and discriminator use all of it); both players step at once, with the optimizer's
+        own betas (the authors: 0.5, 0.999); L_rec is divided by the sum of the weights; maps larger than 7 x 7 are pooled to
+        that before the channel-wise layer, and a vector is a 1 x 1 map.
     Args:
-        dataset: see Supervisor, also for the options that are not listed here. Padding in ``augment`` would be a shortcut.
+        dataset: see Supervisor, also for the options that are not listed here. Let ``augment`` not pad the images, because
+            padding is easily predicted.
         region: "random" for blocks at random positions, different for each image, or "center" for half of both sides.
         blocks: how many random blocks; they may overlap.
         block_size: their side as a fraction of the image's shorter side; four of a quarter hide up to 1/4 of the image.
-        overlap: pixels at the border of the region that stay in the image and are predicted too; None for 7 of 128 with
-            "center", 0 with random blocks.
-        overlap_weight: of the error there.
+        overlap: width in pixels of the border of the region, which the network sees and predicts too; None for 7 of 128
+            with "center", 0 with random blocks.
+        overlap_weight: weight of the error there; 1 in the hole.
         adversarial_weight: a, the paper's lambda_adv; 0 trains without a discriminator.
         discriminator_lr: learning rate of the discriminator as a multiple of ``lr``.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
@@ -110,14 +112,14 @@ class ContextNetSupervisor(AdversarialSupervisor):
         self.border = self._border()  # pixels
 
     def _border(self) -> int:
-        """Pixels at the border of the region that the network is shown."""
+        """Width in pixels of the border of the region, which the network sees."""
         side = min(self.view_shape[1:])
         center = self.region == "center"
         border = (round(OVERLAP * side) if center else 0) if self.overlap is None else self.overlap
         length = side // 2 if center else max(1, round(self.block_size * side))
         if 2 * border >= length:
             raise ValueError(
-                f"overlap={self.overlap} at both sides leaves no hole in a region of {length} pixels; pass one from 0 to "
+                f"overlap={self.overlap} on both sides leaves no hole in a region of {length} pixels; pass an overlap from 0 to "
                 f"{(length - 1) // 2}."
             )
         return border
@@ -129,9 +131,10 @@ class ContextNetSupervisor(AdversarialSupervisor):
         error = self.loss(prediction, images)
         if error.shape != images.shape:
             raise ValueError(
-                f"loss gave shape {tuple(error.shape)} for images {tuple(images.shape)}; pass one that averages nothing."
+                f"loss returned shape {tuple(error.shape)} for images of shape {tuple(images.shape)}, but the error of every "
+                'value is needed; pass a loss that does not average, for example nn.L1Loss(reduction="none").'
             )
-        weight = torch.where(hole, 1.0, self.overlap_weight) * region  # (B, 1, H, W)
+        weight = self._weight(region, hole)  # (B, 1, H, W)
         reconstruction = (weight * error).sum() / (weight.sum() * images.shape[1])  # Eq. 1
         self.note("reconstruction_loss", reconstruction)
         if self.discriminator is None:
@@ -142,31 +145,35 @@ class ContextNetSupervisor(AdversarialSupervisor):
         discriminator_loss = softplus(-real).mean() + softplus(fake).mean()  # Eq. 2
         return self.both_losses(self._joint(reconstruction, adversarial), discriminator_loss)
 
+    def _weight(self, region: Tensor, hole: Tensor) -> Tensor:
+        """The weight of the error at each pixel: 1 in the hole, more in the overlap, 0 elsewhere."""
+        return torch.where(hole, 1.0, self.overlap_weight) * region
+
     def _joint(self, reconstruction: Any, adversarial: Any) -> Any:
-        """lambda_rec L_rec + lambda_adv L_adv."""
+        """lambda_rec L_rec + lambda_adv L_adv, the paper's "Joint loss"."""
         return (1 - self.adversarial_weight) * reconstruction + self.adversarial_weight * adversarial
 
     def _masks(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The region that is predicted, and the hole, which is the region without its border (B, 1, H, W)."""
+        """The region that is predicted, and the hole, which is the region without its border; (B, 1, H, W) bool each."""
         B, _, H, W = images.shape
         outside = torch.ones(B, 1, H, W, device=images.device)
         if self.region == "random":
             outside = self.place_blocks(outside, self.generator)
         else:
-            outside[:, :, middle(H), middle(W)] = 0
+            outside[:, :, middle_half(H), middle_half(W)] = 0
         shown = max_pool2d(outside, 2 * self.border + 1, stride=1, padding=self.border)
         return outside == 0, shown == 0
 
     @property
     def chance_loss(self) -> float | None:
-        """Predicting the mean of the region's pixels, against an undecided discriminator; None without images."""
+        """Predicting the mean colour of the region, with a discriminator that gives 1/2 to everything; None without images."""
         if not self.has_data:
             return None
-        where = map(middle, self.images.shape[1:]) if self.region == "center" else ()
-        return self._joint(mean_prediction_loss(self.images, self.preprocessing, *where), math.log(2))
+        reconstruction = mean_prediction_loss(self, lambda views: self._weight(*self._masks(views)))
+        return self._joint(reconstruction, math.log(2))
 
     def show_reconstruction(self, path: str | Path, dataset: Any = None, count: int = 8) -> Path:
-        """Writes a PNG with a row for each image: with its hole, whole, predicted, and with the prediction in the hole.
+        """Writes a PNG with a row for each image: with its hole, complete, predicted, and with the prediction in the hole.
 
         Args:
             path: of the file; folders are made.
@@ -184,25 +191,25 @@ class ContextNetSupervisor(AdversarialSupervisor):
         return show_columns(self, columns, path, dataset, count)
 
 
-def middle(side: int) -> slice:
-    """The middle half of a side."""
+def middle_half(side: int) -> slice:
+    """The pixels of the middle half of a side."""
     return slice(side // 4, side // 4 + side // 2)
 
 
 class ChannelwiseLinear(nn.Module):
-    """A fully connected layer for each channel: from all positions of its map to all positions of another one.
+    """A fully connected layer for each channel: from all positions of its input map to all positions of its output map.
 
-    From n to m positions it has D n m weights, where one layer over all channels would have D^2 n m.
+    From n to m positions it has D n m weights, while one layer over all channels would have D^2 n m.
 
     Shape:
         (B, D, n) -> (B, D, m).
     """
 
-    def __init__(self, channels: int, places: int, out_places: int) -> None:
+    def __init__(self, channels: int, positions: int, out_positions: int) -> None:
         super().__init__()
-        bound = places**-0.5  # as in nn.Linear
-        self.weight = nn.Parameter(torch.empty(channels, places, out_places).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(channels * out_places).uniform_(-bound, bound))
+        bound = positions**-0.5  # as in nn.Linear
+        self.weight = nn.Parameter(torch.empty(channels, positions, out_positions).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(channels * out_positions).uniform_(-bound, bound))
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps (B, D, m)."""
@@ -214,7 +221,7 @@ class ContextDecoder(nn.Sequential):
     """The channel-wise layer, a convolution of stride 1 across the channels, and upsampling to an image.
 
     Args:
-        maps: (D, h, w) of the maps that come in; larger ones than 7 x 7 are pooled.
+        maps: (D, h, w) of the input maps; those larger than 7 x 7 are pooled.
         shape: (C, H, W) of the images.
         width: channels after the convolution.
     Shape:
@@ -237,10 +244,10 @@ class ContextDecoder(nn.Sequential):
 
 
 class Discriminator(nn.Sequential):
-    """As DCGAN's, at half its width: convolutions of stride 2, batch norm but for the first, leaky ReLU; then a mean of places.
+    """DCGAN's discriminator at half its width: strided convolutions, batch norm after all but the first, leaky ReLU, pooling.
 
     Shape:
-        (B, C, H, W) -> logits (B,), positive for true images.
+        (B, C, H, W) -> logits (B,), positive for real images.
     """
 
     def __init__(self, shape: tuple[int, int, int], width: int = 32) -> None:

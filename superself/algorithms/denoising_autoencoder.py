@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from superself.augment import Compose, GaussianNoise, PixelMask, Transform
 from superself.basics.validate import require_choice, require_fraction, require_positive
-from superself.data import Batch, mean_prediction_loss
-from superself.evaluation.figures import show_columns
+from superself.data import Batch
+from superself.evaluation import mean_prediction_loss, show_columns
 from superself.networks import CombinedNet, Decoder, build_backbone, feature_width
 from superself.supervisor import Supervisor
 
@@ -24,7 +24,7 @@ class DenoiseNetSupervisor(Supervisor):
 
     L = mean over all pixels and channels of (x - g(f(x~)))^2, where x~ is the image x with a fraction of its pixels destroyed,
     f the backbone and g the decoder; input and target are normalised alike. Chance level: about 1, the error of predicting
-    the mean of each channel. Noise hits a pixel in all of its channels, because an intact channel would give away the others.
+    the mean of each channel. A pixel is destroyed in all of its channels, because an intact channel would reveal the others.
 
     Source: Vincent et al., Extracting and Composing Robust Features with Denoising Autoencoders, ICML 2008,
         doi:10.1145/1390156.1390294, Sec. 2.3.
@@ -35,8 +35,8 @@ class DenoiseNetSupervisor(Supervisor):
         p: probability that a pixel is destroyed, the paper's nu; not used by "gaussian".
         noise: "mask" sets pixels to 0, the mean after normalisation; "salt-and-pepper" to white or black; "gaussian" adds to
             every value.
-        sigma: standard deviation of "gaussian", where 1 is the range of the pixels.
-        corrupted_only: count only the error of the pixels that the noise changed.
+        sigma: standard deviation of "gaussian", in units of the pixels' range; results are clipped to that range.
+        corrupted_only: average the error over the pixels that the noise changed, not over all.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         predictor: from features (B, D) to images (B, C, H, W); None for a Decoder.
         loss: of (prediction (B, C, H, W), target (B, C, H, W)), a mean over all values; None for the squared error.
@@ -107,12 +107,13 @@ class DenoiseNetSupervisor(Supervisor):
             return PixelMask(self.p)
         if self.noise == "gaussian":
             return GaussianNoise(self.sigma)
-        return Compose([PixelMask(self.p / (2 - self.p), 0.0), PixelMask(self.p / 2, 1.0)])  # p / 2 of each in the end
+        # The second mask hits pixels of the first too, so that a fraction p / 2 is black and p / 2 white in the end.
+        return Compose([PixelMask(self.p / (2 - self.p), 0.0), PixelMask(self.p / 2, 1.0)])
 
     @property
     def chance_loss(self) -> float | None:
-        """That of predicting the mean of each channel, about 1; None without images."""
-        return mean_prediction_loss(self.images, self.preprocessing) if self.has_data else None
+        """The loss of predicting the mean of each channel, about 1; None without images."""
+        return mean_prediction_loss(self) if self.has_data else None
 
     def show_reconstruction(self, path: str | Path, dataset: Any = None, count: int = 8) -> Path:
         """Writes a PNG with a row for each image: the corrupted image, the clean one, and the predicted one.

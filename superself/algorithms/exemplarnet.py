@@ -14,27 +14,27 @@ from superself.data import Batch, EpochSampler
 from superself.networks import MLP, CombinedNet, build_backbone, feature_width
 from superself.supervisor import Supervisor
 
-NO_CLASS = -1  # in place of the class of an image that was not chosen
+NO_CLASS = -1  # the class of an image that was not chosen
 
 
 class ExemplarNetSupervisor(Supervisor):
-    """Makes each image a class of its own, and classifies strongly distorted views of the images.
+    """Makes each image a separate class, and classifies strongly distorted views of the images.
 
     L = mean over images of the cross-entropy of the predicted class; chance level: ln K for K classes. The K images are
-    chosen without replacement from the seed, only they are trained on, and the choice is stored with the run. A class
-    needs about a dozen epochs before it can be recognised, so short runs need few classes.
+    drawn without replacement from the seed, only they are trained on, and the choice is stored with the run. The network
+    needs about a dozen epochs before it recognises an image, so short runs need few classes.
 
     Source: Dosovitskiy et al., Exemplar-CNN, arXiv:1406.6909.
-    Deviations: a class is a whole image, not a patch where the gradient is large; views are drawn again each time, not once
+    Deviations: a class is a whole image, not a patch with large gradients; views are drawn again at every step, not once
         per run; the head has one hidden layer of 512, with batch norm.
     Args:
         dataset: see Supervisor, also for the options that are not listed here.
-        n_classes: K, how many images are classes; None takes all of them.
+        n_classes: K, how many images are classes; None, or more than there are, takes all of them.
         augment: makes one view; see Supervisor.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         predictor: from features (B, D) to logits (B, K); None for an MLP.
-        loss: of (logits (B, K), classes (B,)), where -1 is an image that was not chosen and stands in for a broken one; None
-            for the cross-entropy, which ignores it.
+        loss: of (logits (B, K), classes (B,)); None for the cross-entropy. An image that was not chosen, which occurs only
+            in place of a broken one, has the class -1 and is ignored by the default.
     Shape:
         batch of images (B, C, H, W) -> loss ().
     Raises:
@@ -67,16 +67,17 @@ class ExemplarNetSupervisor(Supervisor):
         if n_classes is not None:
             require_count("n_classes", n_classes, "is the number of images that are classes", minimum=2)
         self.n_classes = n_classes
+        self.class_count: int | None = None  # K, at most the number of images
         self.given.backbone, self.given.predictor = backbone, predictor
 
     def _build(self) -> None:
         self.loss = self.given.loss or nn.CrossEntropyLoss(ignore_index=NO_CLASS)
         count = max(1, len(self.images))
-        self.class_count = count if self.n_classes is None else min(self.n_classes, count)  # K
+        self.class_count = count if self.n_classes is None else min(self.n_classes, count)
         chosen = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[: self.class_count]
         classes = torch.full((count,), NO_CLASS)
         classes[chosen] = torch.arange(self.class_count)
-        self.register_buffer("classes", classes)  # of each image of the data set
+        self.register_buffer("classes", classes)  # (N,) of each image of the data set
         backbone = build_backbone(self.given.backbone, self.network_shape)
         predictor = self.given.predictor
         if predictor is None:
@@ -93,10 +94,10 @@ class ExemplarNetSupervisor(Supervisor):
     def _forward(self, data: Batch) -> Tensor:
         (view,) = self.views(data)  # (B, C, h, w)
         logits, classes = self.model(view).float(), self.classes[data.index]  # (B, K), (B,)
-        self.note("accuracy", (logits.argmax(1) == classes).float())
+        self.note("accuracy", (logits.argmax(1) == classes).sum() / (classes != NO_CLASS).sum())
         return self.loss(logits, classes)
 
     @property
-    def chance_loss(self) -> float:
-        """ln K: every class equally likely."""
-        return math.log(self.class_count)
+    def chance_loss(self) -> float | None:
+        """ln K: every class equally likely; None before the number of images is known."""
+        return None if self.class_count is None else math.log(self.class_count)

@@ -70,6 +70,7 @@ class InstanceDiscriminationSupervisor(JointEmbedding):
         **options: Any,
     ) -> None:
         super().__init__(dataset, backbone, predictor, loss, collate_fn, augment=augment, **options)
+        self.given.predictor = predictor
         require_positive("temperature", temperature, "divides similarities")
         require_fraction("momentum", momentum, "is the fraction of a row that is kept", upper_open=True)
         if negatives is not None:

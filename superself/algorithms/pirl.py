@@ -84,6 +84,7 @@ class PIRLSupervisor(JointEmbedding):
         **options: Any,
     ) -> None:
         super().__init__(dataset, backbone, predictor, loss, collate_fn, augment=augment, **options)
+        self.given.predictor = predictor
         require_fraction("weight", weight, "is the weight of the tiles in the loss")
         require_positive("temperature", temperature, "divides similarities")
         require_fraction("momentum", momentum, "is the fraction of a row that is kept", upper_open=True)

@@ -14,7 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, interpolate
 
 from superself.basics.validate import require_count
 from superself.data import Batch
-from superself.evaluation.figures import show_columns
+from superself.evaluation import map_views, show_columns
 from superself.networks import (
     Decoder,
     HalvesNet,
@@ -27,29 +27,29 @@ from superself.networks import (
 from superself.supervisor import Supervisor
 
 ANNEALING = (
-    0.38  # temperature of the colours that are shown: Zhang et al., Colorful Image Colorization, arXiv:1603.08511
+    0.38  # temperature of predicted colours in pictures; Zhang et al., Colorful Image Colorization, arXiv:1603.08511
 )
 
 
 class SplitBrainNetSupervisor(Supervisor):
-    """Two halves of a network: one predicts the colour ab from the lightness L, the other L from ab, as classes on a small map.
+    """One half of the network predicts the colour ab from the lightness L, the other L from ab, as classes on a small map.
 
-    L = cross-entropy of the bin of ab, predicted from L, plus that of the bin of L, predicted from ab, averaged over positions
-    and images. Chance level: predicting the frequencies of the bins, the same for every image; 0 is out of reach, since
-    lightness does not determine colour. Neither half sees what it has to predict.
+    L = cross-entropy of the bin of ab, predicted from L, plus cross-entropy of the bin of L, predicted from ab, averaged over
+    positions and images. Chance level: predicting the frequencies of the bins for every image. 0 is out of reach, since
+    lightness does not determine colour. Neither half sees the channels that it predicts.
 
     Source: Zhang et al., Split-Brain Autoencoders, arXiv:1611.09842, Sec. 3.1 (Eq. 2), Sec. 3.2 (Eq. 3), Sec. 4.1: bins of
         10 x 10 units of ab and of 2 units of L, one-hot.
     Deviations: the halves are two networks of full width; ab has the 261 bins that contain colours of sRGB, where the paper
-        has 313; a position of the map has the mean colour of its part of the image; backbones without maps predict through a
-        ``Decoder``; any optimizer.
+        has 313; the target at a position of the map is the mean colour of that part of the image; backbones without maps
+        predict through a ``Decoder``; any optimizer.
     Args:
         dataset: see Supervisor, also for the options that are not listed here; ``normalize`` is not accepted.
         ab_step: side of the bins of ab.
         l_step: width of the bins of L.
         resolution: longer side of the predicted map, which is at most a quarter of the image's.
-        rebalance: give rare colours more weight, which makes bolder pictures: 1 / (p / 2 + 1 / 2Q) for one of Q bins with the
-            share p of the batch, as in arXiv:1603.08511 without its smoothing of p.
+        rebalance: give rare colours more weight, which makes more colourful pictures: 1 / (p / 2 + 1 / 2Q) for one of Q bins
+            that has a fraction p of the batch, as in arXiv:1603.08511 without its smoothing of p.
         backbone: None for two EfficientFeatures, a name for two of these, a pair (for L, for ab), or LabHalves.
         predictor: from the feature maps of the halves to the logits of ab (B, Q, h, w) and of L (B, 50, h, w).
         loss: of (logits (B, Q, h, w), bins (B, h, w), weights of the bins (Q,) or None); None for the cross-entropy.
@@ -84,19 +84,18 @@ class SplitBrainNetSupervisor(Supervisor):
         super().__init__(None, dataset, loss, collate_fn, **without_normalization(options))
         if not 2 <= ab_step <= 100 or not 0 < l_step <= 50:
             raise ValueError(
-                f"ab_step={ab_step} and l_step={l_step} make no bins; pass ab_step from 2 to 100, and l_step above 0 "
-                "and up to 50."
+                f"ab_step={ab_step} and l_step={l_step} are the sizes of the bins of ab and L; pass ab_step from 2 to 100, and "
+                "l_step above 0 and up to 50."
             )
         require_count("resolution", resolution, "is the longer side of the predicted map")
         self.ab_step, self.l_step, self.resolution, self.rebalance = ab_step, l_step, resolution, rebalance
         self.given.backbone, self.given.predictor = backbone, predictor
-        self._chance: float | None = None
 
     def _build(self) -> None:
         self.loss = self.given.loss or cross_entropy
         sides = self.network_shape[1:]
         shrink = max(4, max(sides) / self.resolution)
-        size = tuple(max(1, round(side / shrink)) for side in sides)  # of the map, for images of any size
+        size = tuple(max(1, round(side / shrink)) for side in sides)  # (h, w) of the map; later images may be larger
         self.bins = LabBins(self.ab_step, self.l_step, size)
         backbone = build_halves(self.given.backbone, self.network_shape)
         predictor = self.given.predictor
@@ -111,29 +110,27 @@ class SplitBrainNetSupervisor(Supervisor):
         (images,) = self.views(data)  # (B, 3, H, W) in [0, 1]
         ab_logits, l_logits = self.model(images)  # F1 of L: (B, Q, h, w); F2 of ab: (B, 50, h, w)
         ab, lightness = self.bins(self.model.backbone.lab(images))  # (B, h, w) each
-        weights = rare_first(self.bins.shares(ab, lightness)[0]) if self.rebalance else None
+        weights = rare_bin_weights(self.bins.frequencies(ab, lightness)[0]) if self.rebalance else None
         ab_loss, l_loss = self.loss(ab_logits.float(), ab, weights), self.loss(l_logits.float(), lightness, None)
         self.note("ab_loss", ab_loss)
         self.note("L_loss", l_loss)
-        return ab_loss + l_loss  # Eq. 2, twice
+        return ab_loss + l_loss  # Eq. 2 for each half
 
     @property
     def chance_loss(self) -> float | None:
-        """Entropy of the bins in the data, of ab and of L: the best single answer for all images; None without images."""
-        if self._chance is None and self.has_data:
-            parts = self.images.sample(512).split(32)
-            labs = (self.model.backbone.lab(self.preprocessing(part.to(self.device))) for part in parts)
-            ab, lightness = (torch.cat(bins) for bins in zip(*map(self.bins, labs), strict=True))
-            ab_share, l_share = self.bins.shares(ab, lightness)
-            if self.rebalance:
-                ab_share = ab_share * rare_first(ab_share)
-            self._chance = sum(torch.special.entr(p / p.sum()).sum().item() for p in (ab_share, l_share))
-        return self._chance
+        """Entropy of the bins of ab plus that of L: the best prediction that is the same everywhere; None without images."""
+        if not self.has_data:
+            return None
+        found = map_views(self, lambda images: self.bins(self.model.backbone.lab(images)))
+        ab, lightness = self.bins.frequencies(*map(torch.cat, zip(*found, strict=True)))
+        if self.rebalance:
+            ab = ab * rare_bin_weights(ab)
+        return sum(torch.special.entr(p / p.sum()).sum().item() for p in (ab, lightness))
 
     def show_reconstruction(self, path: str | Path, dataset: Any = None, count: int = 8) -> Path:
-        """Writes a PNG with a row for each image: the image; its L; the ab predicted from it; its ab; the L predicted from it.
+        """Writes a PNG with a row for each image: the image; its L; the ab predicted from L; its ab; the L predicted from ab.
 
-        Predicted ab stand on the true L; the ab that is given is shown at one lightness. Predicted maps are enlarged.
+        Predicted ab are shown with the true L, and the image's ab at a constant lightness. Predicted maps are enlarged.
 
         Args:
             path: of the file; folders are made.
@@ -167,11 +164,11 @@ class LabBins(nn.Module):
     def __init__(self, ab_step: float, l_step: float, size: tuple[int, int]) -> None:
         super().__init__()
         self.ab_step, self.l_step, self.size = ab_step, l_step, size
-        middles, bin_of_cell = ab_grid(ab_step)
-        self.register_buffer("ab", middles.clone(), persistent=False)  # (Q, 2)
+        centres, bin_of_cell = ab_grid(ab_step)
+        self.register_buffer("ab", centres.clone(), persistent=False)  # (Q, 2)
         self.register_buffer("bin_of_cell", bin_of_cell.clone(), persistent=False)  # (G, G)
         lightness = (torch.arange(math.ceil(100 / l_step)) + 0.5) * l_step
-        self.register_buffer("lightness", lightness, persistent=False)  # (50,), the middle of each bin
+        self.register_buffer("lightness", lightness, persistent=False)  # (50,), centre of each bin
 
     def forward(self, lab: Tensor) -> tuple[Tensor, Tensor]:
         """The bin of the mean colour of each part of the images."""
@@ -180,25 +177,25 @@ class LabBins(nn.Module):
         a, b = (lab[:, 1:] / self.ab_step).round().long().clamp(-edge, edge).add(edge).unbind(1)
         return self.bin_of_cell[a, b], (lab[:, 0] / self.l_step).long().clamp(0, len(self.lightness) - 1)
 
-    def shares(self, ab: Tensor, lightness: Tensor) -> tuple[Tensor, Tensor]:
-        """Which fraction of the positions each bin has: (Q,) of ab, (50,) of L."""
+    def frequencies(self, ab: Tensor, lightness: Tensor) -> tuple[Tensor, Tensor]:
+        """The fraction of the positions that fall into each bin: (Q,) of ab, (50,) of L."""
         pairs = (ab, self.ab), (lightness, self.lightness)
         return tuple(torch.bincount(found.flatten(), minlength=len(bins)) / found.numel() for found, bins in pairs)
 
     def annealed_means(self, ab_logits: Tensor, l_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """A colour (B, 2, h, w) and a lightness (B, 1, h, w) for each position, between the mean and the mode of the bins."""
+        """The colour (B, 2, h, w) and lightness (B, 1, h, w) at each position, between mean and mode of the predicted bins."""
         ab, lightness = ((logits.float() / ANNEALING).softmax(1).movedim(1, -1) for logits in (ab_logits, l_logits))
         return (ab @ self.ab).movedim(-1, 1), (lightness @ self.lightness)[:, None]
 
 
 @cache
 def ab_grid(step: float) -> tuple[Tensor, Tensor]:
-    """The cells of a grid over ab that contain colours of sRGB, and for every cell the nearest of these.
+    """The centres of the cells of a grid over ab that contain colours of sRGB, and for every cell the nearest of these.
 
-    The outermost colours are found on the faces of the cube of RGB; every colour inside has its ab between those of others.
+    It is enough to look at the faces of the RGB cube: the ab of colours inside the cube lie between those of its faces.
 
     Shape:
-        -> middles (Q, 2), index of the nearest (G, G); cell (i, j) is around ((i - G // 2) step, (j - G // 2) step).
+        -> centres (Q, 2), index of the nearest (G, G); the centre of cell (i, j) is ((i - G // 2) step, (j - G // 2) step).
     """
     from skimage.color import rgb2lab  # in float64, so that every machine finds the same bins
 
@@ -209,23 +206,23 @@ def ab_grid(step: float) -> tuple[Tensor, Tensor]:
         [torch.stack([u, v, end]).roll(turn, 0) for turn in range(3) for end in ends], 1
     )  # (3, 6, 86, 86)
     ab = torch.from_numpy(rgb2lab(faces.numpy(), channel_axis=0))[1:].flatten(1).T  # (n, 2)
-    middles = ((ab / step).round().unique(dim=0) * step).float()
+    centres = ((ab / step).round().unique(dim=0) * step).float()
     edge = int(110 // step) + 1
     axis = torch.arange(-edge, edge + 1) * step
     cells = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).float()  # (G, G, 2)
-    return middles, torch.cdist(cells, middles).argmin(-1)
+    return centres, torch.cdist(cells, centres).argmin(-1)
 
 
-def rare_first(share: Tensor) -> Tensor:
-    """Weights (Q,) of bins with these shares of the positions: the rarer, the larger."""
-    return 1 / (share / 2 + 1 / (2 * len(share)))
+def rare_bin_weights(frequencies: Tensor) -> Tensor:
+    """Weights (Q,) of bins with these frequencies (Q,): the rarer a bin, the larger its weight."""
+    return 1 / (frequencies / 2 + 1 / (2 * len(frequencies)))
 
 
 def map_head(half: nn.Module, shape: tuple[int, int, int], target: tuple[int, int, int]) -> nn.Module:
-    """A head from the feature maps of a half, for its inputs of ``shape``, to logits of the shape ``target``."""
+    """A head from the feature maps of a half, whose inputs have ``shape``, to logits of the shape ``target``."""
     width, *size = map_shape(half, shape)
-    if size == [1, 1]:
-        return nn.Sequential(nn.Flatten(), Decoder(width, target))
+    if size == [1, 1]:  # from larger images, the maps of a convolutional network are larger
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Decoder(width, target))
     return Upsampling(width, target, width=128, start=tuple(size))
 
 

@@ -50,13 +50,18 @@ def set_random_state(state: dict[str, Any], generator: torch.Generator) -> None:
 
 
 @contextlib.contextmanager
-def preserve_random_state(seed: int | None = None) -> Iterator[None]:
-    """Restores the random state at the end of the block; with ``seed``, the block starts from that seed."""
-    unused = torch.Generator()
-    before = random_state(unused)
+def preserve_random_state(seed: int | None = None, generator: torch.Generator | None = None) -> Iterator[None]:
+    """Restores every random state at the end, so that code inside may draw random numbers without consequences.
+
+    Args:
+        seed: what all sources start from inside; None lets them continue.
+        generator: a run's own generator, which is seeded and restored too.
+    """
+    generator = torch.Generator() if generator is None else generator
+    before = random_state(generator)
     try:
         if seed is not None:
-            seed_everything(seed)
+            seed_everything(seed, generator)
         yield
     finally:
-        set_random_state(before, unused)
+        set_random_state(before, generator)

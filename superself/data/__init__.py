@@ -6,7 +6,7 @@ from superself.data.images import Images, ImageSpec
 from superself.data.loader import BatchLoader, EpochSampler, SequentialBatches
 from superself.data.open import open_images
 from superself.data.photographs import photos
-from superself.data.preprocessing import Preprocessing, mean_prediction_loss, to_float
+from superself.data.preprocessing import Preprocessing, to_float
 
 __all__ = [
     "Batch",
@@ -18,7 +18,6 @@ __all__ = [
     "Preprocessing",
     "SequentialBatches",
     "cifar10",
-    "mean_prediction_loss",
     "open_images",
     "photos",
     "stl10",

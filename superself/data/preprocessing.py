@@ -25,36 +25,16 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / FULL_SCALE[images.dtype] if images.dtype in FULL_SCALE else images.float()
 
 
-def channel_statistics(
-    images: Images, rows: slice = slice(None), columns: slice = slice(None)
-) -> tuple[Tensor, Tensor]:
+def channel_statistics(images: Images) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel, in the units of ``to_float``, measured on 1024 of the images.
 
     Shape:
         -> (C,), (C,) float64.
     """
-    pixels = (to_float(image[:, rows, columns]).double().flatten(1) for image in images.sample(1024))  # each (C, n)
+    pixels = (to_float(image).double().flatten(1) for image in images.sample(1024))  # each (C, n)
     moments = torch.stack([torch.stack([p.mean(1), p.square().mean(1)]) for p in pixels])  # (n, 2, C)
     mean, square = moments.mean(0)
     return mean, (square - mean.square()).clamp(min=0).sqrt()
-
-
-def mean_prediction_loss(
-    images: Images, preprocessing: Preprocessing, rows: slice = slice(None), columns: slice = slice(None)
-) -> float:
-    """The mean squared error of predicting the mean of each channel: chance level where pixels are predicted.
-
-    It is the variance of the preprocessed pixels: 1 if the preprocessing was measured on these images and no channel is
-    constant.
-
-    Args:
-        images: the data set.
-        preprocessing: applied to its pixels.
-        rows: the rows that are predicted.
-        columns: the columns that are predicted.
-    """
-    std = channel_statistics(images, rows, columns)[1]
-    return (std / torch.tensor(preprocessing.std, dtype=std.dtype)).square().mean().item()
 
 
 @dataclass(frozen=True)

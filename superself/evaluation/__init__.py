@@ -1,5 +1,6 @@
 """Measures of a backbone: features, kNN, linear probe, comparison with random weights, collapse, neighbours."""
 
+from superself.evaluation.chance import map_views, mean_prediction_loss
 from superself.evaluation.collapse import effective_rank, feature_rms, feature_std, mean_cosine
 from superself.evaluation.comparison import Comparison, compare
 from superself.evaluation.extraction import Features, features
@@ -21,7 +22,9 @@ __all__ = [
     "knn_accuracy",
     "knn_predict",
     "linear_accuracy",
+    "map_views",
     "mean_cosine",
+    "mean_prediction_loss",
     "show_columns",
     "show_neighbours",
     "spread",

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from superself.augment.recipes import plain
 from superself.basics.pictures import write_pictures
 from superself.basics.random import preserve_random_state
 from superself.data import Images, open_images
@@ -82,7 +83,8 @@ def show_columns(
 
     Args:
         supervisor: its images, generator and networks are used.
-        columns: from images as stored (n, C, H, W) to the columns of the picture, each (n, C, h, w) in [0, 1].
+        columns: from images (n, C, h, w) as stored, or their centres if views are smaller, to the columns of the picture,
+            each (n, C, h, w) in [0, 1].
         path: of the PNG; missing folders are created.
         dataset: anything that ``open_images`` takes; None for the images that the supervisor trains on.
         count: number of rows.
@@ -95,13 +97,10 @@ def show_columns(
     if len(images) == 0:
         raise ValueError("there are no images to show; pass a data set as dataset=.")
     batch = images.sample(count).to(supervisor.device)
-    state = supervisor.generator.get_state()
-    try:
-        with preserve_random_state(seed=0), evaluation_mode(supervisor):
-            supervisor.generator.manual_seed(0)
-            shown = columns(batch)
-    finally:
-        supervisor.generator.set_state(state)
+    if batch.shape[2:] != supervisor.view_shape[1:]:
+        batch = plain(supervisor.view_shape[1:])(batch)
+    with preserve_random_state(0, supervisor.generator), evaluation_mode(supervisor):
+        shown = columns(batch)
     return write_pictures(shown, path)
 
 

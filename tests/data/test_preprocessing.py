@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from superself.data import Preprocessing, mean_prediction_loss, open_images, to_float
+from superself.data import Preprocessing, open_images, to_float
 
 
 def test_to_float_scales_by_the_range_of_the_type():
@@ -38,20 +38,6 @@ def test_given_mean_and_std_are_used():
 def test_constant_channel_is_not_divided_by_zero():
     preprocessing = Preprocessing.of(open_images(torch.ones(4, 1, 8, 8)))
     assert preprocessing(torch.ones(1, 1, 8, 8)).abs().max() == 0
-
-
-def test_loss_of_predicting_the_mean_is_the_error_of_doing_it(noise):
-    images = open_images((np.stack([noise() for _ in range(20)]) // [1, 2, 4]).astype(np.uint8))
-    for normalize in (None, (0.5, 0.2)):
-        preprocessing = Preprocessing.of(images, normalize)
-        seen = preprocessing(images.batch(range(20)).images)
-        error = (seen - seen.mean((0, 2, 3), keepdim=True)).square().mean().item()
-        assert mean_prediction_loss(images, preprocessing) == pytest.approx(error, rel=1e-5)
-        error = (seen[..., 2:5, 1:] - seen[..., 2:5, 1:].mean((0, 2, 3), keepdim=True)).square().mean().item()
-        assert mean_prediction_loss(images, preprocessing, slice(2, 5), slice(1, None)) == pytest.approx(
-            error, rel=1e-5
-        )
-    assert mean_prediction_loss(images, Preprocessing.of(images)) == pytest.approx(1, rel=1e-5)
 
 
 def test_survives_the_checkpoint():

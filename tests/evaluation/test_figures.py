@@ -101,6 +101,14 @@ def test_columns_are_drawn_in_evaluation_mode_and_change_nothing(tmp_path):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in supervisor.state_dict().items())
 
 
+def test_columns_are_given_images_of_the_size_of_the_views(tmp_path):
+    images = tiny_images(4, size=(24, 24))
+    supervisor = superself.RotateNetSupervisor(images, backbone=TinyBackbone(), view_size=16)
+    shown = []
+    show_columns(supervisor, lambda images: shown.append(images) or [images], tmp_path / "a.png", count=4)
+    assert torch.allclose(shown[0], images[:, :, 4:20, 4:20] / 255)  # the centre, as without augmentation
+
+
 def test_columns_need_images(tmp_path):
     supervisor = superself.RotateNetSupervisor(backbone=TinyBackbone())
     with pytest.raises(ValueError, match="there are no images to show; pass a data set as dataset="):
