@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -11,6 +11,11 @@ from torch.func import functional_call
 from superself.basics.validate import require_positive
 from superself.supervisor import Supervisor
 from superself.training import GroupRule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from superself.buildable import Options
 
 
 class AdversarialSupervisor(Supervisor):
@@ -38,7 +43,7 @@ class AdversarialSupervisor(Supervisor):
         collate_fn: Callable[..., Any] | None = None,
         *,
         discriminator_lr: float = 1.0,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         require_positive("discriminator_lr", discriminator_lr, "multiplies lr")
         super().__init__(model, dataset, loss, collate_fn, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,11 @@ from superself.data import BatchLoader, SequentialBatches
 from superself.networks import MLP, CombinedNet, build_backbone, feature_width
 from superself.networks.modes import batch_statistics, evaluation_mode
 from superself.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from superself.buildable import Options
 
 LARGEST_BATCH = 256  # images that are embedded at once when a bank is filled
 
@@ -42,7 +47,7 @@ class JointEmbedding(Supervisor):
         projector: nn.Module | None = None,
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(None, dataset, loss, collate_fn, **options)
         self.given.backbone, self.given.projector = backbone, projector

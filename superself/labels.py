@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,11 @@ from superself.evaluation.extraction import open_at_size, read_in_order
 from superself.networks import CombinedNet
 from superself.networks.modes import evaluation_mode
 from superself.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from superself.buildable import Options
 
 
 class LabelSupervisor(Supervisor):
@@ -50,7 +55,7 @@ class LabelSupervisor(Supervisor):
         collate_fn: Callable[..., Any] | None = None,
         *,
         freeze: bool = True,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         known = getattr(model.backbone, "preprocessing", None) if model is not None else None
         if known is not None and not isinstance(dataset, Images):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,11 @@ from superself.data import Batch
 from superself.evaluation.figures import show_columns
 from superself.networks import CombinedNet, Decoder, build_backbone, feature_width
 from superself.training import GroupRule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from superself.buildable import Options
 
 
 class BiGanSupervisor(AdversarialSupervisor):
@@ -75,7 +80,7 @@ class BiGanSupervisor(AdversarialSupervisor):
         discriminator: nn.Module | None = None,
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(None, dataset, loss, collate_fn, discriminator_lr=discriminator_lr, **options)
         require_count("latent", latent, "is the number of values of z")

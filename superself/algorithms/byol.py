@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -13,6 +13,11 @@ from superself.joint_embedding import JointEmbedding
 from superself.losses import NegativeCosine
 from superself.networks import MLP, MomentumEncoder
 from superself.training import Schedule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from superself.buildable import Options
 
 
 class BYOLSupervisor(JointEmbedding):
@@ -58,7 +63,7 @@ class BYOLSupervisor(JointEmbedding):
         predictor: nn.Module | None = None,
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(dataset, backbone, projector, loss, collate_fn, augment=augment, **options)
         require_fraction("momentum", momentum, "is the fraction of the target that is kept")

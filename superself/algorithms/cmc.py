@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,11 @@ from superself.joint_embedding import JointEmbedding
 from superself.losses import InfoNCE
 from superself.networks import MLP, HalvesNet, MemoryBank, PerHalf, build_halves, feature_width, without_normalization
 from superself.networks.modes import evaluation_mode
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from superself.buildable import Options
 
 
 class ContrastiveMultiviewCodingSupervisor(JointEmbedding):
@@ -73,7 +78,7 @@ class ContrastiveMultiviewCodingSupervisor(JointEmbedding):
         projector: nn.Module | None = None,
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             dataset, backbone, projector, loss, collate_fn, augment=augment, **without_normalization(options)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,11 @@ from superself.basics.validate import require_choice, require_count, require_fra
 from superself.data import Batch
 from superself.evaluation import mean_prediction_loss, show_columns
 from superself.networks import MapNet, Upsampling, build_backbone, map_shape
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from superself.buildable import Options
 
 GRID = 7  # positions along each side of the map between encoder and decoder
 OVERLAP = 7 / 128  # fraction of the shorter side, if the region is the centre
@@ -79,7 +84,7 @@ class ContextNetSupervisor(AdversarialSupervisor):
         predictor: nn.Module | None = None,
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(None, dataset, loss, collate_fn, discriminator_lr=discriminator_lr, **options)
         require_choice("region", region, ("random", "center"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,11 @@ from superself.evaluation.figures import show_columns
 from superself.networks import CombinedNet, build_backbone, feature_width, tile_width
 from superself.networks.modes import device_of
 from superself.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from superself.buildable import Options
 
 # Each turns a grid (B, R, C, ...) so that what is predicted lies further down than its context.
 DIRECTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
@@ -95,7 +100,7 @@ class ContrastivePredictiveCodingSupervisor(Supervisor):
         predictor: nn.Module | None = None,
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(None, dataset, loss, collate_fn, augment=augment, **options)
         for name, value in (("patch_size", patch_size), ("stride", stride)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,11 @@ from superself.data import Batch
 from superself.evaluation import mean_prediction_loss, show_columns
 from superself.networks import CombinedNet, Decoder, build_backbone, feature_width
 from superself.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from superself.buildable import Options
 
 NOISES = ("mask", "gaussian", "salt-and-pepper")
 
@@ -66,7 +71,7 @@ class DenoiseNetSupervisor(Supervisor):
         predictor: nn.Module | None = None,
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(None, dataset, loss, collate_fn, **options)
         require_fraction("p", p, "is the probability that a pixel is destroyed", lower_open=True, upper_open=True)

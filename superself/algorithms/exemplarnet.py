@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,11 @@ from superself.basics.validate import require_count
 from superself.data import Batch, EpochSampler
 from superself.networks import MLP, CombinedNet, build_backbone, feature_width
 from superself.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from superself.buildable import Options
 
 NO_CLASS = -1  # the class of an image that was not chosen
 
@@ -61,7 +66,7 @@ class ExemplarNetSupervisor(Supervisor):
         predictor: nn.Module | None = None,
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(None, dataset, loss, collate_fn, augment=augment, **options)
         if n_classes is not None:

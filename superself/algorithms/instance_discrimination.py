@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -14,6 +14,11 @@ from superself.data import Batch
 from superself.joint_embedding import JointEmbedding
 from superself.losses import InfoNCE
 from superself.networks import MemoryBank
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from superself.buildable import Options
 
 
 class InstanceDiscriminationSupervisor(JointEmbedding):
@@ -67,7 +72,7 @@ class InstanceDiscriminationSupervisor(JointEmbedding):
         predictor: nn.Module | None = None,
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(dataset, backbone, predictor, loss, collate_fn, augment=augment, **options)
         self.given.predictor = predictor

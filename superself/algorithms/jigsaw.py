@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,11 @@ from superself.data import Batch, to_float
 from superself.evaluation.figures import show_columns
 from superself.networks import MLP, CombinedNet, build_backbone, tile_width
 from superself.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from superself.buildable import Options
 
 
 class JigsawNetSupervisor(Supervisor):
@@ -74,7 +79,7 @@ class JigsawNetSupervisor(Supervisor):
         predictor: nn.Module | None = None,
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(None, dataset, loss, collate_fn, **options)
         require_choice("grid", grid, (2, 3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,11 @@ from superself.joint_embedding import JointEmbedding
 from superself.losses import InfoNCE
 from superself.networks import MLP, FeatureQueue, MomentumEncoder
 from superself.training import Schedule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from superself.buildable import Options
 
 PROJECTORS = {"linear": 1, "mlp": 2}  # name -> layers
 
@@ -74,7 +79,7 @@ class MomentumContrastSupervisor(JointEmbedding):
         projector: str | nn.Module = "mlp",
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(dataset, backbone, projector, loss, collate_fn, augment=augment, **options)
         require_count("queue_size", queue_size, "is the number of keys in the queue")

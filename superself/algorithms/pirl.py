@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,11 @@ from superself.data import Batch
 from superself.joint_embedding import JointEmbedding
 from superself.losses import InfoNCE
 from superself.networks import MemoryBank, tile_width
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from superself.buildable import Options
 
 CELL = 85 / 64  # of a tile: cells of 85 pixels and tiles of 64, in the authors' code
 SOURCE = 255 / 224  # of the image: side of the image that is cut, in the authors' code
@@ -81,7 +86,7 @@ class PIRLSupervisor(JointEmbedding):
         jigsaw_head: nn.Module | None = None,
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(dataset, backbone, predictor, loss, collate_fn, augment=augment, **options)
         self.given.predictor = predictor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,11 @@ from torchvision.transforms.functional import gaussian_blur
 from superself.data import Batch
 from superself.networks import MLP, CombinedNet, build_backbone, feature_width
 from superself.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from superself.buildable import Options
 
 SMOOTHING = 1.5  # pixels; details near a pixel's size survive an interpolation at 45 degrees differently than at 0
 
@@ -59,7 +64,7 @@ class RotateNetSupervisor(Supervisor):
         collate_fn: Callable[..., Any] | None = None,
         *,
         augment: Any = "crop-flip",
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(None, dataset, loss, collate_fn, augment=augment, **options)
         self.rotations = tuple(rotations)

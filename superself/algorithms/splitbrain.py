@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,11 @@ from superself.networks import (
     without_normalization,
 )
 from superself.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from superself.buildable import Options
 
 ANNEALING = (
     0.38  # temperature of predicted colours in pictures; Zhang et al., Colorful Image Colorization, arXiv:1603.08511
@@ -79,7 +84,7 @@ class SplitBrainNetSupervisor(Supervisor):
         predictor: nn.Module | None = None,
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(None, dataset, loss, collate_fn, **without_normalization(options))
         if not 2 <= ab_step <= 100 or not 0 < l_step <= 50:
