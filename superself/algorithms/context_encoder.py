@@ -36,7 +36,7 @@ class ContextNetSupervisor(AdversarialSupervisor):
     0, the mean after normalisation. L_adv = -log D(predicted region); D gets images that are 0 outside the region.
 
     Source: Pathak et al., Context Encoders, arXiv:1604.07379, Eqs. 1 and 2, "Joint loss", "Channel-wise fully-connected layer",
-        "Region masks"; the 7 pixels, their weight and the rate of the discriminator as in the authors' code.
+        "Region masks"; weight of the overlap and rate of the discriminator as in the authors' code, whose overlap is 4 pixels.
     Deviations: blocks are squares of one size; the decoder gives whole images, of which only the region counts (with random
         blocks, the authors' squared error and discriminator use all of it); both players step at once, with the optimizer's
         own betas (the authors: 0.5, 0.999); L_rec is divided by the sum of the weights; maps larger than 7 x 7 are pooled to
