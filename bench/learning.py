@@ -144,7 +144,7 @@ class Race:
         """The pretext loss and its chance level."""
         images, remark = random_part(self.asked, LOSS_OF), ""  # of every class, whatever their order
         positions = torch.arange(len(images))
-        if hasattr(supervisor, "knows_its_images"):  # each training image is a class; other images have none
+        if supervisor.knows_its_images:  # each training image is a class; other images have none
             images, remark = supervisor.images, ", training images"
             positions = supervisor.run.sampler.places
         if hasattr(supervisor, "reconstruct"):  # losses of two players say little, reconstruction errors say more

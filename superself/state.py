@@ -46,9 +46,14 @@ def load_run(supervisor: Any, name: str | Path) -> dict[str, Any]:
         changed, contradictions = adopt(supervisor, stored["arguments"])
     if not supervisor.has_data:
         supervisor.images = ImageSpec(shape, count)
+    attached = supervisor._top_names() - supervisor._built
     if changed or (shape, len(supervisor.images)) != supervisor._built_for:
-        _build_again(supervisor, shape)
+        device = supervisor.device
+        with preserve_random_state():
+            supervisor._build_for(shape)
+        supervisor.to(device)
     supervisor._build_views()
+    supervisor._built = supervisor._top_names() - attached
     _load_weights(supervisor, name, stored, contradictions)
     for text in contradictions:
         warnings.warn(f"load({str(name)!r}): {text}; the value that was passed is used.", stacklevel=3)
@@ -57,15 +62,6 @@ def load_run(supervisor: Any, name: str | Path) -> dict[str, Any]:
         replace(preprocessing, shape=supervisor.view_shape) if supervisor.has_data else preprocessing
     )
     return stored
-
-
-def _build_again(supervisor: Any, shape: tuple[int, int, int]) -> None:
-    attached = supervisor._top_names() - supervisor._built
-    device = supervisor.device
-    with preserve_random_state():
-        supervisor._build_for(shape)
-    supervisor.to(device)
-    supervisor._built = supervisor._top_names() - attached
 
 
 def _load_weights(supervisor: Any, name: str | Path, stored: dict[str, Any], contradictions: list[str]) -> None:

@@ -70,6 +70,7 @@ class Supervisor(Buildable):
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # name -> arguments, for create(name)
     needs_index: ClassVar[bool] = False  # whether ``_forward`` needs the positions of the images in the data set
+    knows_its_images: ClassVar[bool] = False  # whether the loss says nothing about other images than those trained on
     trains_backbone: bool = True  # False where the backbone is frozen on purpose
     run: Run | None = None  # of the last call of supervise()
 

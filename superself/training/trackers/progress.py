@@ -15,6 +15,7 @@ WIDTH = 100  # columns
 FIRST_LINE = 2.0  # seconds until the first line where there is no bar; the pause then doubles up to LONGEST_PAUSE
 LONGEST_PAUSE = 60.0
 WORTH_SAYING = 0.05  # share of the time spent waiting for data from which it is shown
+FRACTIONS = ("accuracy", "top1", "filled", "spread", "kNN")  # endings of the names that are shown in per cent
 OF_THE_RUN = {
     "epoch",
     "step",
@@ -80,7 +81,7 @@ class Progress(Tracker):
         """The line for a row: loss and chance level first, then as much as fits."""
         chance = "" if row.get("chance_loss") is None else f" (chance {row['chance_loss']:.3f})"
         parts = [f"epoch {row['epoch']}/{self.epochs}{done}", f"loss {row['loss']:.3f}{chance}"]
-        optional = [f"{name.replace('_', ' ')} {figure(value)}" for name, value in shown_values(row)]
+        optional = [f"{name.replace('_', ' ')} {format_value(name, value)}" for name, value in shown_values(row)]
         tail = [f"{row['images_per_second']:.0f} img/s"]
         if row["waiting_share"] >= WORTH_SAYING:
             tail.append(f"{row['waiting_share']:.0%} waiting for data")
@@ -116,6 +117,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def figure(value: float) -> str:
-    """A share as per cent, other numbers with three digits."""
-    return f"{value:.0%}" if 0 <= value <= 1 else f"{value:.3g}"
+def format_value(name: str, value: float) -> str:
+    """Fractions, recognised by their names, in per cent; other numbers with three digits."""
+    return f"{value:.0%}" if name.endswith(FRACTIONS) else f"{value:.3g}"

@@ -42,6 +42,7 @@ def test_noted_values_spread_and_probe_are_shown_in_plain_terms():
     text = started().text(row)
     assert "kNN 50%" in started().text({**row, "knn": 0.5}) and "| spread 70%" in text and "accuracy 68%" in text
     assert "rank" not in text and "0.031" not in text
+    assert "discriminator loss 0.693" in started().text({**ROW, "discriminator_loss": 0.693})
 
 
 def test_line_never_exceeds_100_columns_and_drops_the_last_values_first():
