@@ -37,7 +37,6 @@ def test_noted_values_spread_and_probe_are_shown_in_plain_terms():
         "feature_std": 0.031,
         "feature_std_uniform": 0.044,
         "feature_rank": 3.0,
-        "knn": 0.5,
     }
     text = started().text(row)
     assert "kNN 50%" in started().text({**row, "knn": 0.5}) and "| spread 70%" in text and "accuracy 68%" in text
