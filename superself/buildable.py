@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from superself.augment import Transform, recipe
 from superself.basics.declaration import BuildAfterInit, reject_unknown
+from superself.basics.validate import require_count
 from superself.data import Batch, Images, ImageSpec, Preprocessing, open_images
+from superself.data.open import check_size
 from superself.networks import CombinedNet, describe
 from superself.state import load_run, supervisor_state
 from superself.training.hyper_parameters import default_of
@@ -64,8 +66,19 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
     ) -> None:
         reject_unknown(unknown, *(cls.__init__ for cls in type(self).__mro__ if issubclass(cls, Buildable)))
         super().__init__()
+        if model is not None and not isinstance(model, nn.Module):
+            raise TypeError(f"model={model!r} is not a network; the data set is passed as dataset=.")
+        self._adopted: set[str] = set()  # hyper-parameters that were taken from a file
         if seed is not None:
+            require_count("seed", seed, "makes a run repeatable", minimum=0)
             torch.manual_seed(seed)
+        if view_size is not None:
+            view_size = check_size("view_size", view_size)
+        if normalize is not None and not (isinstance(normalize, (tuple, list)) and len(normalize) == 2):
+            raise TypeError(f"normalize={normalize!r} must be (mean, std), each a number or one value per channel.")
+        for name, function in (("loss", loss), ("collate_fn", collate_fn), ("read", read)):
+            if function is not None and not callable(function):
+                raise TypeError(f"{name}={function!r} cannot be called; pass a function or a module.")
         self.seed = seed if seed is not None else int(torch.randint(2**31 - 1, ()))
         self.generator = torch.Generator().manual_seed(self.seed)  # views are drawn from it
         self.given = SimpleNamespace(loss=loss)  # networks and losses as passed; not submodules until _build uses them
@@ -135,6 +148,11 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
         """The views before preprocessing, with values as stored or in [0, 1]."""
         made = data.views if data.views is not None else self.augmentation(data.images, self.generator)
         made = [made] if isinstance(made, Tensor) else list(made)
+        if any(len(view) != len(data) for view in made):
+            raise ValueError(
+                f"the augmentation or the collate function made views of {[len(view) for view in made]} images from a batch of "
+                f"{len(data)}; return one of each view per image."
+            )
         if len(made) != self.n_views:
             raise ValueError(
                 f"{type(self).__name__} needs {self.n_views} view(s) of each image and got {len(made)}; return as many from "
@@ -161,11 +179,7 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
     @property
     def view_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of the views of the current images."""
-        size = self.view_size
-        channels, *sides = self.images.shape
-        if size is None:
-            return (channels, *sides)
-        return (channels, size, size) if isinstance(size, int) else (channels, *size)
+        return self.images.shape if self.view_size is None else (self.images.shape[0], *self.view_size)
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from superself.augment import recipe
 from superself.basics.random import preserve_random_state
-from superself.data import BatchLoader, SequentialBatches
+from superself.data import BatchLoader
 from superself.networks import MLP, CombinedNet, build_backbone, feature_width
 from superself.networks.modes import batch_statistics, evaluation_mode
 from superself.supervisor import Supervisor
@@ -77,11 +77,11 @@ class JointEmbedding(Supervisor):
     def _embed_data_set(self) -> Tensor:
         """Embeddings (N, E) of all images without augmentation, in their order; batch norm uses each batch's statistics."""
         count = len(self.images)
-        size = math.ceil(count / math.ceil(count / LARGEST_BATCH))  # equal parts, so that no batch has a single image
+        parts = torch.arange(count).tensor_split(math.ceil(count / LARGEST_BATCH))  # no part has a single image
         found = torch.zeros(count, self.embedding_width, device=self.device)
         plain = recipe(None, self.view_shape[1:])  # images may be stored larger than the views
         with preserve_random_state(), evaluation_mode(self.model), batch_statistics(self.model), self.run.autocast():
-            for data in BatchLoader(self.images, SequentialBatches(count, size)):
+            for data in BatchLoader(self.images, parts):
                 data = data.to(self.device)
                 found[data.index] = self.embed(self.preprocessing(plain(data.images))).float()
         return found

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from superself.data import Batch, Images
+from superself.data.batch import are_classes
 from superself.evaluation.extraction import open_at_size, read_in_order
 from superself.networks import CombinedNet
 from superself.networks.modes import evaluation_mode
@@ -77,7 +78,15 @@ class LabelSupervisor(Supervisor):
                 features = self.model.features(images)  # (B, D)
         else:
             features = self.model.features(images)
-        return self.loss(self.model.predictor(features).float(), labels)  # (B, K) and (B, ...) -> ()
+        predictions = self.model.predictor(features).float()  # (B, K)
+        if isinstance(labels, Tensor) and are_classes(labels):
+            self.note("accuracy", (predictions.argmax(1) == labels).float())
+        return self.loss(predictions, labels)
+
+    @property
+    def chance_loss(self) -> float | None:
+        """ln K for K classes, where their number is known."""
+        return math.log(len(self.images.classes)) if self.images.classes else None
 
     @functools.wraps(Supervisor.supervise)
     def supervise(self, *args: Any, **kwargs: Any) -> LabelSupervisor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from superself.basics.random import preserve_random_state
 from superself.data import ImageSpec, Preprocessing
 from superself.training import dataset_state_keys, read_checkpoint, require_fit, versions
-from superself.training.hyper_parameters import adopt, stored_values
+from superself.training.hyper_parameters import adopt, lineage, stored_values
 
 
 def supervisor_state(supervisor: Any) -> dict[str, Any]:
@@ -18,6 +19,7 @@ def supervisor_state(supervisor: Any) -> dict[str, Any]:
     images = supervisor.images
     return {
         "algorithm": type(supervisor).__name__,
+        "lineage": lineage(type(supervisor)),
         "arguments": stored_values(supervisor),
         "attached": sorted(supervisor._top_names() - supervisor._built),  # by the user, not by _build
         "seed": supervisor.seed,
@@ -39,13 +41,28 @@ def load_run(supervisor: Any, name: str | Path) -> dict[str, Any]:
         ValueError: if the file does not fit; lists the keys.
     """
     stored = read_checkpoint(name)
+    before = _snapshot(supervisor)
+    try:
+        contradictions = _take(supervisor, name, stored)
+    except Exception:
+        _restore(supervisor, before)
+        raise
+    for text in contradictions:
+        warnings.warn(f"load({str(name)!r}): {text}; the value that was passed is used.", stacklevel=3)
+    return stored
+
+
+def _take(supervisor: Any, name: str | Path, stored: dict[str, Any]) -> list[str]:
     shape, count = tuple(stored["data"]["shape"]), stored["data"]["count"]
-    _check_shape(supervisor, name, shape)
     changed, contradictions = False, []
-    if stored["algorithm"] in [cls.__name__ for cls in type(supervisor).__mro__]:
+    if set(stored["lineage"]) & set(lineage(type(supervisor))):
         changed, contradictions = adopt(supervisor, stored["arguments"])
+    _check_shape(supervisor, name, shape)
     if not supervisor.has_data:
         supervisor.images = ImageSpec(shape, count)
+    other_images = supervisor.has_data and supervisor.images.fingerprint != stored["data"]["fingerprint"]
+    if other_images and supervisor.run is not None and dataset_state_keys(supervisor):
+        changed = True  # rows of its own images that were made by the network which is now replaced
     attached = supervisor._top_names() - supervisor._built
     if changed or (shape, len(supervisor.images)) != supervisor._built_for:
         device = supervisor.device
@@ -54,17 +71,29 @@ def load_run(supervisor: Any, name: str | Path) -> dict[str, Any]:
         supervisor.to(device)
     supervisor._build_views()
     supervisor._built = supervisor._top_names() - attached
-    _load_weights(supervisor, name, stored, contradictions)
-    for text in contradictions:
-        warnings.warn(f"load({str(name)!r}): {text}; the value that was passed is used.", stacklevel=3)
+    _load_weights(supervisor, name, stored, contradictions, other_images)
     preprocessing = Preprocessing.from_dict(stored["preprocessing"])
     supervisor.preprocessing = (
         replace(preprocessing, shape=supervisor.view_shape) if supervisor.has_data else preprocessing
     )
-    return stored
+    return contradictions
 
 
-def _load_weights(supervisor: Any, name: str | Path, stored: dict[str, Any], contradictions: list[str]) -> None:
+def _snapshot(supervisor: Any) -> dict[str, Any]:
+    """The attributes of the supervisor, so that a load that fails leaves it as it was."""
+    copied = ("_modules", "_buffers", "_parameters", "_adopted")
+    attributes = {name: value.copy() if name in copied else value for name, value in vars(supervisor).items()}
+    return {**attributes, "given": SimpleNamespace(**vars(supervisor.given))}
+
+
+def _restore(supervisor: Any, before: dict[str, Any]) -> None:
+    vars(supervisor).clear()
+    vars(supervisor).update(before)
+
+
+def _load_weights(
+    supervisor: Any, name: str | Path, stored: dict[str, Any], contradictions: list[str], other_images: bool
+) -> None:
     own, model = supervisor.state_dict(), stored["model"]
 
     def top(key: str) -> str:
@@ -72,10 +101,12 @@ def _load_weights(supervisor: Any, name: str | Path, stored: dict[str, Any], con
 
     model = {key: value for key, value in model.items() if key in own or top(key) not in stored["attached"]}
     model |= {key: value for key, value in own.items() if key not in model and top(key) not in supervisor._built}
-    if supervisor.has_data and supervisor.images.fingerprint != stored["data"]["fingerprint"]:
+    if other_images:
         model |= {key: own[key] for key in dataset_state_keys(supervisor)}
     notes = f" ({'; '.join(contradictions)})" if contradictions else ""
-    require_fit(own, model, f"{name}, a run of {stored['algorithm']}{notes},")
+    this = type(supervisor).__name__
+    other = "" if set(stored["lineage"]) & set(lineage(type(supervisor))) else f" and not of {this}"
+    require_fit(own, model, f"{name}, a run of {stored['algorithm']}{other}{notes},")
     supervisor.load_state_dict(model)
 
 

@@ -29,9 +29,11 @@ from superself.training import (
     make_lr_scheduler,
     make_optimizer,
     parameter_groups,
+    require_writable,
     scheduled,
 )
 from superself.training.hyper_parameters import declared
+from superself.training.metrics import check_metric_name
 
 
 class Supervisor(Buildable):
@@ -132,17 +134,18 @@ class Supervisor(Buildable):
         reject_unknown(unknown, type(self).supervise)
         settings = Settings(
             lr, optimizer, epochs, batch_size, shuffle, num_workers, name, pretrained, lr_scheduler, resume, overwrite,
-            weight_decay, seed, probe, probe_every, precision, compile, progress, tuple(trackers),
+            weight_decay, seed, probe, probe_every, precision, compile, progress, trackers,
         )  # fmt: skip
-        settings.check_data(len(self.images))
-        stored = load_run(self, name) if settings.continues else None
+        settings.check_data(len(self.images) if self.has_data else 0)
+        require_writable(settings.name)
+        stored = load_run(self, settings.name) if settings.continues else None
         self._require_model()
         self.run = Run(self, settings)
         self.seed = stored["seed"] if stored else self.seed if seed is None else seed
         seed_everything(self.seed, self.generator)
         self.generator.manual_seed(self.seed + rank())  # different views in each process
         if stored is None:
-            self._load_pretrained(name, pretrained)
+            self._load_pretrained(settings.name, pretrained)
         train_loader, optimizer, lr_scheduler = self._init_data_optimizer(
             settings.optimizer, batch_size, shuffle, num_workers, self.collate_fn, lr, lr_scheduler
         )
@@ -243,6 +246,7 @@ class Supervisor(Buildable):
 
     def note(self, name: str, value: Tensor | float) -> None:
         """Adds a value of this step to the progress line, NAME.csv and every tracker, as its mean over the epoch."""
+        check_metric_name(name)
         if self.run is not None:
             self.run.metrics.add(name, value)
 
@@ -280,7 +284,7 @@ class Supervisor(Buildable):
     def _trackers(self) -> list[Tracker]:
         """The observers that every run has."""
         settings = self.run.settings
-        return [*([Progress()] if settings.progress else []), Record(settings.name), MonitorTracker(self)]
+        return [Record(settings.name), *([Progress()] if settings.progress else []), MonitorTracker(self)]
 
     def _as_batch(self, values: Any) -> Batch:
         """What a loader yields as a Batch."""

@@ -131,8 +131,8 @@ class MomentumContrastSupervisor(JointEmbedding):
         if same_image is not None:
             negatives = negatives.masked_fill(same_image, -1)
         self.note("top1", (positive > negatives.amax(1)).float())
-        self.note("positive_cosine", positive)
         self.note("queue_filled", self.queue.filled)
+        self.note("positive_cosine", positive)
 
     def _default_loss(self) -> InfoNCE:
         return InfoNCE(self.temperature)

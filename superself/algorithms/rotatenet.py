@@ -111,8 +111,9 @@ def rotated_views(images: Tensor, rotations: Sequence[float], generator: torch.G
     square = images[..., top : top + side, left : left + side]  # (B, C, side, side)
     if all(angle % 90 == 0 for angle in rotations):
         return torch.cat([square.rot90(round(angle / 90), dims=(-2, -1)) for angle in rotations])
-    square = gaussian_blur(square, [2 * min(4, side // 4) + 1] * 2, [SMOOTHING] * 2)
-    return torch.cat([_rotate_inscribed_square(square, angle, generator) for angle in rotations])
+    with torch.autocast(images.device.type, enabled=False):
+        square = gaussian_blur(square, [2 * min(4, side // 4) + 1] * 2, [SMOOTHING] * 2)
+        return torch.cat([_rotate_inscribed_square(square, angle, generator) for angle in rotations])
 
 
 def _rotate_inscribed_square(square: Tensor, degrees: float, generator: torch.Generator) -> Tensor:

@@ -8,6 +8,8 @@ from abc import ABCMeta
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
@@ -27,11 +29,18 @@ class BuildAfterInit(ABCMeta):
             cls.__signature__ = inspect.Signature(parameters[1:])  # without self
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        args = tuple(_python_number(value) for value in args)
+        kwargs = {name: _python_number(value) for name, value in kwargs.items()}
         instance = cls.__new__(cls, *args, **kwargs)
         instance.__dict__["_passed"] = passed_names(cls.__init__, instance, args, kwargs)
         instance.__init__(*args, **kwargs)
         instance._build_networks()
         return instance
+
+
+def _python_number(value: Any) -> Any:
+    """A NumPy number as Python's, which checkpoints and YAML can hold; everything else unchanged."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def complete_signature(cls: type) -> inspect.Signature:

@@ -38,6 +38,8 @@ class EpochSampler:
         ValueError: if a batch is empty, larger than the data set, or not a multiple of ``world_size``.
     """
 
+    skips_batches = True  # ``set_epoch`` can start within an epoch
+
     def __init__(
         self,
         n: int,

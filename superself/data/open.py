@@ -52,7 +52,8 @@ def open_images(
         if (image_size, on_bad_image, read, memory_limit, planes) != (None, "skip", None, MEMORY_LIMIT, None):
             raise ValueError("this data set is open already; pass image_size and the other options when opening it.")
         return source
-    size, planes = _check_size(image_size), _check_planes(planes)
+    size = None if image_size is None else check_size("image_size", image_size)
+    planes = _check_planes(planes)
     if source is None and not (DEFAULT_FOLDER.is_dir() and find_files(DEFAULT_FOLDER, read is not None)):
         return ImageSpec()
     opened = _make_source(DEFAULT_FOLDER if source is None else source, size, read, planes)
@@ -65,12 +66,15 @@ def open_images(
     return Images(opened, size, on_bad_image, memory_limit)
 
 
-def _check_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    if image_size is None:
-        return None
-    pair = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise ValueError(f"image_size={image_size!r} is not a size; pass one number of pixels or (height, width).")
+def check_size(name: str, size: Any) -> tuple[int, int]:
+    """A size in pixels, one number or (height, width), as (height, width).
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(pair) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in pair):
+        raise ValueError(f"{name}={size!r} is not a size; pass one number of pixels or (height, width).")
     return pair
 
 

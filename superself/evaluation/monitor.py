@@ -31,6 +31,7 @@ EXTREME = 0.25  # of these limits: low enough to report after the last epoch alo
 RECOVERY = 0.1  # share of its value by which a std must rise within an epoch to count as recovery
 EXPLODED = 1000.0  # times the initial root mean square, or times 1 where that was smaller
 SETTLED = 0.35  # share of the run after which a loss at chance level is reported
+FEWEST_STEPS = 50  # of a run before its loss is judged
 AT_CHANCE = 0.02  # a loss within this share of the chance level, or above it, counts as at chance
 
 MEANING = {
@@ -270,7 +271,10 @@ class MonitorTracker(Tracker):
         """The values of ``FeatureMonitor`` after this epoch, and its verdicts, which become part of the stored state."""
         supervisor = self.supervisor
         values = self.monitor.measure(supervisor.exported_backbone, supervisor.preprocessing, row["epoch"], self._embed)
-        self._verdicts = self.monitor.verdicts({**row, **values}, self.run.progress, supervisor.likely_causes)
+        judged = {**row, **values}
+        if self.run.step < FEWEST_STEPS:
+            judged["chance_loss"] = None  # too early to expect anything of the loss
+        self._verdicts = self.monitor.verdicts(judged, self.run.progress, supervisor.likely_causes)
         return values
 
     def epoch(self, row: dict[str, Any]) -> None:

@@ -62,7 +62,7 @@ def write_checkpoint(name: str | Path, state: dict[str, Any]) -> Path:
         TypeError: if ``state`` has a value that could not be read back safely; nothing is written.
         OSError: if the file cannot be written; the previous file is kept.
     """
-    _require_plain(state, "state")
+    require_plain(state, "state")
     path = require_writable(name)
     temporary = None
     try:
@@ -83,25 +83,32 @@ def write_checkpoint(name: str | Path, state: dict[str, Any]) -> Path:
     return path
 
 
+def archived_path(name: str | Path) -> Path | None:
+    """Where ``archive`` would move the checkpoint of a run: NAME.1.pt, or the first number that is free; None without one."""
+    path = checkpoint_path(name)
+    if not path.is_file():
+        return None
+    run, number = path.with_suffix(""), 1
+    while any(Path(f"{run}.{number}{ending}").exists() for ending in RUN_FILES):
+        number += 1
+    return Path(f"{run}.{number}.pt")
+
+
 def archive(name: str | Path) -> Path | None:
-    """Renames NAME.pt, .yaml, .csv and .skipped.txt of a finished run to NAME.1.*, or the first number that is free.
+    """Renames NAME.pt, .yaml, .csv and .skipped.txt of an earlier run to NAME.1.*, or the first number that is free.
 
     A new run can then be stored as NAME. The old one is loaded as "NAME.1".
 
     Returns:
         The new path of the checkpoint, or None if there was no checkpoint to rename.
     """
-    path = checkpoint_path(name)
-    if not path.is_file():
+    path, target = checkpoint_path(name), archived_path(name)
+    if target is None:
         return None
-    run = path.with_suffix("")
-    number = 1
-    while any(Path(f"{run}.{number}{ending}").exists() for ending in RUN_FILES):
-        number += 1
     for ending in RUN_FILES:  # the checkpoint last: if this is interrupted, no file of the run can be overwritten
         with contextlib.suppress(FileNotFoundError):
-            os.rename(f"{run}{ending}", f"{run}.{number}{ending}")
-    return Path(f"{run}.{number}.pt")
+            os.rename(f"{path.with_suffix('')}{ending}", f"{target.with_suffix('')}{ending}")
+    return target
 
 
 def read_checkpoint(name: str | Path) -> dict[str, Any]:
@@ -125,9 +132,16 @@ def read_checkpoint(name: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not a readable checkpoint ({reason}); pass a file that supervise() wrote."
         ) from error
-    if not isinstance(state, dict) or "algorithm" not in state or "model" not in state:
+    if not isinstance(state, dict) or not {"algorithm", "lineage", "arguments", "model", "data"} <= state.keys():
         raise ValueError(f"{path} is not a checkpoint of superself; pass a file that supervise() wrote.")
     return state
+
+
+def plain_dicts(value: Any) -> Any:
+    """``value`` with plain dicts in place of their subclasses, such as the Counter of ``MultiStepLR``."""
+    if isinstance(value, dict):
+        return {key: plain_dicts(item) for key, item in value.items()}
+    return type(value)(map(plain_dicts, value)) if type(value) in (list, tuple) else value
 
 
 def is_plain(value: Any) -> bool:
@@ -139,7 +153,7 @@ def is_plain(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str) or isinstance(value, Tensor)
 
 
-def _require_plain(value: Any, place: str) -> None:
+def require_plain(value: Any, place: str = "state") -> None:
     """Raises a TypeError that names the first entry of ``value`` that is not plain."""
     if is_plain(value):
         return
@@ -147,7 +161,7 @@ def _require_plain(value: Any, place: str) -> None:
         value = dict(enumerate(value))
     if isinstance(value, dict):
         for key, item in value.items():
-            _require_plain(item, f"{place}[{key!r}]")
+            require_plain(item, f"{place}[{key!r}]")
     raise TypeError(
         f"{place} is a {type(value).__name__}, which cannot be stored in a checkpoint; convert it to a tensor, number, string, "
         "list or dict."

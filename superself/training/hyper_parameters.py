@@ -6,7 +6,8 @@ import inspect
 from dataclasses import asdict
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from superself.training.checkpoint import is_plain
 from superself.training.describe import to_plain
@@ -14,6 +15,7 @@ from superself.training.schedules import Schedule
 
 NOT_STORED = {"self", "model", "dataset", "collate_fn", "seed"}  # and what only concerns how the data are read:
 OF_THE_DATA = {"image_size", "on_bad_image", "read", "planes", "memory_limit"}
+BASES = {"Module", "Buildable", "Supervisor", "JointEmbedding", "AdversarialSupervisor"}  # not algorithms
 SCHEDULE = "schedule"  # key of the values of a Schedule in a checkpoint
 MISSING = object()
 
@@ -43,15 +45,32 @@ def adopt(supervisor: nn.Module, stored: dict[str, Any]) -> tuple[bool, list[str
         own = _value(supervisor, name)
         if own is MISSING or _equal(_storable(own), value):
             continue
-        passed = name in supervisor._passed or not _equal(_storable(own), _storable(defaults.get(name)))
+        passed = (
+            name in supervisor._passed
+            or name not in supervisor._adopted
+            and not _equal(_storable(own), _storable(defaults.get(name)))
+        )
         if isinstance(value, dict) and set(value) == {SCHEDULE}:
             value = Schedule(**value[SCHEDULE])
         if passed:
             contradictions.append(f"{name}={own!r} was passed and the file has {name}={value!r}")
             continue
         changed = True
+        supervisor._adopted.add(name)
         setattr(supervisor.given if hasattr(supervisor.given, name) else supervisor, name, value)
     return changed, [text for text in contradictions if len(text) < 500]
+
+
+def lineage(cls: type) -> list[str]:
+    """The class and the algorithms it is derived from: runs of classes that share one can be loaded and continued."""
+    return [base.__name__ for base in cls.__mro__ if issubclass(base, nn.Module) and base.__name__ not in BASES]
+
+
+def contradictions_of(supervisor: nn.Module, stored: dict[str, Any]) -> list[str]:
+    """Where the hyper-parameters of ``supervisor`` differ from stored ones, both values included."""
+    now = stored_values(supervisor)
+    pairs = [(name, value, now[name]) for name, value in stored.items() if name in now]
+    return [f"{name}: {then!r} then, {own!r} now" for name, then, own in pairs if not _equal(then, own)]
 
 
 def default_of(cls: type, name: str) -> Any:
@@ -82,5 +101,9 @@ def _value(supervisor: nn.Module, name: str) -> Any:
 
 def _equal(first: Any, second: Any) -> bool:
     if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
-        return list(first) == list(second)
-    return type(first) is type(second) and bool(first == second) if is_plain(first) else False
+        return len(first) == len(second) and all(map(_equal, first, second))
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(_equal(first[key], second[key]) for key in first)
+    if isinstance(first, Tensor) or isinstance(second, Tensor):
+        return isinstance(first, Tensor) and isinstance(second, Tensor) and torch.equal(first.cpu(), second.cpu())
+    return type(first) is type(second) and is_plain(first) and bool(first == second)

@@ -7,6 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+RESERVED = (
+    "epoch",
+    "step",
+    "loss",
+    "chance_loss",
+    "lr",
+    "images_per_second",
+    "waiting_share",
+    "seconds",
+    "seconds_left",
+    "knn",
+)
+
+
+def check_metric_name(name: str) -> None:
+    """Raises a ValueError for the names of columns that every run has."""
+    if name in RESERVED or name.startswith(("feature_", "embedding_")):
+        raise ValueError(
+            f"note({name!r}, ...): this name is a column of every run; pass another one, for example 'own_{name}'."
+        )
+
 
 class Metrics:
     """Means over the steps of an epoch. Adding a value never waits for an accelerator; ``means`` fetches all at once."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -12,12 +14,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from superself.basics.random import preserve_random_state, random_state, set_random_state
-from superself.training.checkpoint import archive, checkpoint_path, write_checkpoint
+from superself.training.checkpoint import (
+    archive,
+    archived_path,
+    checkpoint_path,
+    plain_dicts,
+    require_plain,
+    write_checkpoint,
+)
+from superself.training.hyper_parameters import contradictions_of, lineage
 from superself.training.interrupt import FinishStepOnSignal
 from superself.training.metrics import Metrics
 from superself.training.precision import autocast, choose_precision
 from superself.training.settings import Settings, differences
-from superself.training.trackers import Tracker
+from superself.training.trackers import Record, Tracker
 from superself.training.trackers.progress import duration
 
 REFRESH_SECONDS = 0.3  # how often trackers see a step; on an accelerator the only time the loss is fetched
@@ -41,6 +51,8 @@ class Run:
         self.saved_step: int | None = None  # of the file that this run wrote last
         self.resumed_within_epoch = False
         self._no_gradient, self._hooks = "", []
+        self._began_at = 0  # the step that this call of supervise() starts from
+        self._epoch_random: dict[str, Any] | None = None  # before this epoch, where a user's loader draws the order
         self._began, self._waited, self._images, self._steps_timed, self._drawn = 0.0, 0.0, 0, 0, 0.0
         device = supervisor.device
         self.precision = choose_precision(settings.precision, device, supervisor)
@@ -59,7 +71,8 @@ class Run:
         self.trackers = [*self.supervisor._trackers(), *self.settings.trackers]
         if stored is not None:
             self._load_state(stored)
-        kept = archive(self.name) if stored is None and not self.settings.overwrite else None
+        replaces = stored is None and not self.settings.overwrite
+        kept = archived_path(self.name) if replaces else None
         facts = self.supervisor._facts() | {
             "settings": self.settings.describe(),
             "precision": self.precision,
@@ -68,7 +81,16 @@ class Run:
             "resumed_at_step": self.step,
             "plan": self._plan(kept),
         }
-        for tracker in self.trackers:
+        require_plain(self._state())
+        self._began_at = self.step
+        late = [
+            tracker for tracker in self.trackers if isinstance(tracker, Record)
+        ]  # whose files take the old run's place
+        for tracker in [tracker for tracker in self.trackers if tracker not in late]:
+            tracker.start({**facts, "run": self})
+        if replaces:
+            archive(self.name)
+        for tracker in late:
             tracker.start({**facts, "run": self})
 
     def __enter__(self) -> Run:
@@ -77,15 +99,24 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        self._remove_hooks()
+        interrupted = self.signals.received is not None or (
+            kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit))
+        )
         try:
             if kind is None and self.saved_step != self.step:  # a full disk at the last epoch, or a user's own loop
                 self.save()
+            if kind is None and self.step == self._began_at < self.total_steps:
+                self.warn(
+                    "The loop did not call run.end_step(), so the stored run counts no steps and resuming repeats them."
+                )
         finally:
             self.signals.__exit__(kind, error, traceback)
-            interrupted = kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit))
-            state = "finished" if kind is None else "interrupted" if interrupted else "stopped by an error"
+            state = "interrupted" if interrupted else "finished" if kind is None else "stopped by an error"
             for tracker in self.trackers:
                 tracker.end(state)
+        if kind is None:
+            self.signals.leave()  # a signal that came after the last step
 
     def _watch_gradients(self) -> None:
         """Notes whether the first step brings the backbone a gradient; ``end_step`` reports it."""
@@ -110,16 +141,22 @@ class Run:
         self._hooks = [p.register_hook(note) for p in trainable]
 
     def _report_gradients(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
         if self._no_gradient and not self._gradient_seen:
             self.warn(f"Training does not change the backbone: {self._no_gradient}.")
+        self._remove_hooks()
+
+    def _remove_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
         self._hooks, self._no_gradient = [], ""
 
     def _plan(self, kept: Any) -> str:
-        plan = f"{self.settings.epochs} epochs of {self.steps_per_epoch} steps, stored as {checkpoint_path(self.name)}"
+        epochs = f"{self.settings.epochs} epoch{'s' * (self.settings.epochs > 1)}"
+        plan = f"{epochs} of {self.steps_per_epoch} steps, stored as {checkpoint_path(self.name)}"
         if self.step:
             plan += f", resumed after step {self.step}"
+        if self.step and self.step >= self.total_steps:
+            plan += "; this run is already finished, pass a larger epochs= to continue it"
         if kept is not None:
             plan += f"; the run that was there is kept as {kept} (resume=True would continue it)"
         if self.settings.progress and self.step < self.total_steps:
@@ -168,22 +205,34 @@ class Run:
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The rest of this epoch's batches, on the device of the networks; measures the time spent waiting for them."""
         done = self.step - self.epoch_began
-        if hasattr(self.sampler, "set_epoch"):
-            try:
-                self.sampler.set_epoch(self.epoch, start=done)
-                done = 0
-            except TypeError:  # torch's DistributedSampler
-                self.sampler.set_epoch(self.epoch)
+        skips_itself = getattr(self.sampler, "skips_batches", False)
+        if skips_itself:
+            self.sampler.set_epoch(self.epoch, start=done)
+        elif hasattr(self.sampler, "set_epoch"):  # torch's DistributedSampler
+            self.sampler.set_epoch(self.epoch)
+        supervisor = self.supervisor
+        self.steps_per_epoch = len(loader) if hasattr(loader, "__len__") else self.steps_per_epoch
+        self.total_steps = self.epoch_began + self.steps_per_epoch * (self.settings.epochs - self.epoch)
         self._waited, self._images, self._steps_timed, self._drawn = 0.0, 0, 0, 0.0
         self._began = asked = time.perf_counter()
-        device = self.supervisor.device
+        if not skips_itself and done and self._epoch_random is not None:  # a user's loader draws the same order again
+            continued = random_state(supervisor.generator)
+            set_random_state(self._epoch_random, supervisor.generator)
+        else:
+            continued = None
+            self._epoch_random = None if skips_itself else random_state(supervisor.generator)
         for position, values in enumerate(loader):
-            if position < done:  # a user's own loader cannot skip batches of an epoch that is resumed
+            if not skips_itself and position < done:
                 continue
-            data = self.supervisor._as_batch(values).to(device)
+            if continued is not None:
+                set_random_state(continued, supervisor.generator)
+                continued = None
+            data = supervisor._as_batch(values).to(supervisor.device)
             self._waited += time.perf_counter() - asked
             self._images += len(data)
             yield data
+            if self.signals.received:  # a loop that does not call end_step
+                self._leave()
             asked = time.perf_counter()
 
     def check_loss(self, loss: Tensor) -> None:
@@ -208,11 +257,15 @@ class Run:
                 tracker.step(row)
         if self.signals.received:
             self._require_finite(self.metrics.means()["loss"])
-            self.save()
-            print_unless_silent(
-                self, f"stopped after step {self.step}; stored as {self.name}.pt, resume=True continues."
-            )
-            self.signals.leave()
+            self._leave()
+
+    def _leave(self) -> None:
+        """Stores the run between two steps and ends it as the signal asks."""
+        self.save()
+        if self.settings.progress:
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # a closed output
+                print(f"stopped after step {self.step}; stored as {self.name}.pt, resume=True continues.", flush=True)
+        self.signals.leave()
 
     def end_epoch(self) -> None:
         """Measures, saves and reports the epoch."""
@@ -237,7 +290,7 @@ class Run:
         """The means of the epoch so far as a row of plain numbers; fetches them from the device."""
         means = self.metrics.means()
         seconds = max(time.perf_counter() - self._began, 1e-9)
-        left = (self.total_steps - self.step) * seconds / max(self._steps_timed, 1)
+        left = (self.total_steps - self.step) * seconds / self._steps_timed if self._steps_timed else 0.0
         return {
             "epoch": self.epoch + 1,
             "step": self.step - self.epoch_began,
@@ -275,25 +328,33 @@ class Run:
 
     def save(self) -> None:
         """Writes NAME.pt."""
-        state = {
+        write_checkpoint(self.name, self._state())
+        self.saved_step = self.step
+
+    def _state(self) -> dict[str, Any]:
+        return {
             **self.supervisor._state(),
             "step": self.step,
             "epoch": self.epoch,
             "epoch_began": self.epoch_began,
+            "epoch_random": self._epoch_random,
             "settings": {**self.settings.describe(), "precision": self.precision},
-            "optimizer": self.optimizer.state_dict(),
-            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "optimizer": plain_dicts(self.optimizer.state_dict()),
+            "lr_scheduler": plain_dicts(self.lr_scheduler.state_dict()),
             "sampler": self.sampler.state_dict() if hasattr(self.sampler, "state_dict") else {},
             "metrics": self.metrics.state_dict(),
-            "trackers": {type(tracker).__name__: tracker.state_dict() for tracker in self.trackers},
+            "trackers": [(type(tracker).__name__, tracker.state_dict()) for tracker in self.trackers],
             "random": random_state(self.supervisor.generator),
         }
-        write_checkpoint(self.name, state)
-        self.saved_step = self.step
 
     def _load_state(self, stored: dict[str, Any]) -> None:
         now = {**self.settings.describe(), "precision": self.precision}
         found = differences(stored["settings"], now)
+        if not set(stored["lineage"]) & set(lineage(type(self.supervisor))):
+            found.append(f"algorithm: {stored['algorithm']} then, {type(self.supervisor).__name__} now")
+        found += contradictions_of(self.supervisor, stored["arguments"])
+        if self.settings.seed not in (None, stored["seed"]):
+            found.append(f"seed: {stored['seed']} then, {self.settings.seed} now")
         count, fingerprint = stored["data"]["count"], stored["data"]["fingerprint"]
         images = self.supervisor.images
         if count != len(images):
@@ -306,22 +367,30 @@ class Run:
                 "or pretrained=True to start a new run from its weights."
             )
         self.step, self.epoch, self.epoch_began = stored["step"], stored["epoch"], stored["epoch_began"]
+        self._epoch_random = stored["epoch_random"]
         self.resumed_within_epoch = self.step > self.epoch_began
         self.optimizer.load_state_dict(stored["optimizer"])
         self.lr_scheduler.load_state_dict(stored["lr_scheduler"])
         if stored["sampler"]:
             self.sampler.load_state_dict(stored["sampler"])
         self.metrics.load_state_dict(stored["metrics"])
+        states = list(stored["trackers"])
         for tracker in self.trackers:
-            tracker.load_state_dict(stored["trackers"].get(type(tracker).__name__, {}))
+            mine = next((pair for pair in states if pair[0] == type(tracker).__name__), None)
+            if mine is not None:
+                states.remove(mine)
+                tracker.load_state_dict(mine[1])
         set_random_state(stored["random"], self.supervisor.generator)
 
     def _require_finite(self, loss: float) -> None:
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise FloatingPointError(
-                f"The loss is {loss} in epoch {self.epoch + 1}, step {self.step + 1}: {self.name}.pt keeps the last good epoch. "
-                f"Likely causes: {'; '.join(self.supervisor.likely_causes)}; try a lower lr and resume=False."
-            )
+        if math.isfinite(loss):
+            return
+        kept = "nothing has been stored yet" if self.saved_step is None else f"{self.name}.pt keeps the last good epoch"
+        remedies = "try a lower lr" + ("" if self.precision == "32-true" else ' or precision="32-true"')
+        raise FloatingPointError(
+            f"The loss is {loss} in epoch {self.epoch + 1}, step {self.step + 1}: {kept}. Likely causes: images with values that "
+            f"are not finite; {'; '.join(self.supervisor.likely_causes)}; {remedies}."
+        )
 
 
 def check_scalar(loss: Any, supervisor: nn.Module) -> None:
@@ -331,9 +400,3 @@ def check_scalar(loss: Any, supervisor: nn.Module) -> None:
         raise TypeError(
             f"{type(supervisor).__name__}._forward returned {found}, but a scalar loss is needed; return for example loss.mean()."
         )
-
-
-def print_unless_silent(run: Run, text: str) -> None:
-    """Prints a line where progress is shown."""
-    if run.settings.progress:
-        print(text, flush=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from superself.training.checkpoint import checkpoint_path
@@ -53,9 +54,15 @@ class Settings:
     trackers: Sequence[Tracker] = ()
 
     def __post_init__(self) -> None:
-        self._require_number("lr", above=0)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.generic):
+                object.__setattr__(self, field.name, value.item())
+        self._require_number("lr")
+        if self.lr == 0:
+            raise ValueError("lr=0 trains nothing; pass a number above 0 to supervise().")
         if self.weight_decay is not None:
-            self._require_number("weight_decay", above=-math.ulp(0.0))
+            self._require_number("weight_decay")
         for name in ("epochs", "batch_size", "probe_every"):
             self._require_count(name, 1)
         self._require_count("num_workers", 0)
@@ -64,13 +71,14 @@ class Settings:
         for name in ("shuffle", "overwrite", "compile", "progress"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be True or False.")
-        if not isinstance(self.name, (str, Path)) or not Path(self.name).name:
-            raise TypeError(f"name={self.name!r} must be a path without an extension, for example 'store/base'.")
-        if self.resume not in (True, False, "auto"):
+        object.__setattr__(self, "name", _run_name(self.name))
+        if not any(self.resume is known for known in (True, False)) and self.resume != "auto":
             raise ValueError(
                 f'resume={self.resume!r} must be True, False or "auto", which continues the run if it exists and starts it '
                 "otherwise."
             )
+        if not isinstance(self.pretrained, (bool, str, Path)) or str(self.pretrained) == "":
+            raise TypeError(f"pretrained={self.pretrained!r} must be True, False, or the name of a run.")
         if self.resume is True and self.pretrained:
             raise ValueError(
                 "resume=True and pretrained=True are different things: resume=True continues the stored run (optimizer, step and "
@@ -83,6 +91,10 @@ class Settings:
                 f"probe is a {type(self.probe).__name__}, but a pair (labelled_train, labelled_test) is needed; pass two data "
                 "sets."
             )
+        trackers = () if self.trackers is None else self.trackers
+        if not isinstance(trackers, (list, tuple)):
+            raise TypeError(f"trackers is a {type(trackers).__name__}; pass a list, trackers=[Own()].")
+        object.__setattr__(self, "trackers", tuple(trackers))
         for tracker in self.trackers:
             if inspect.isclass(tracker) or not hasattr(tracker, "epoch"):
                 raise TypeError(f"trackers has {tracker!r}, which is not a Tracker; pass instances, trackers=[Own()].")
@@ -113,17 +125,26 @@ class Settings:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return describe_value({**values, "trackers": [type(tracker).__name__ for tracker in self.trackers]})
 
-    def _require_number(self, name: str, above: float) -> None:
+    def _require_number(self, name: str) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name}={value!r} must be a number, for example {name}=1e-3; pass it to supervise().")
-        if not (math.isfinite(value) and value > above):
-            raise ValueError(f"{name}={value!r} must be finite and above {max(above, 0):g}; pass it to supervise().")
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name}={value!r} must be finite and not negative; pass such a number to supervise().")
 
     def _require_count(self, name: str, least: int) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name}={value!r} must be a whole number of at least {least}; pass it to supervise().")
+
+
+def _run_name(name: Any) -> str:
+    """The name of a run without the extension of its checkpoint."""
+    path = Path(name).expanduser() if isinstance(name, (str, Path)) else Path()
+    path = path.with_suffix("") if path.suffix == ".pt" else path
+    if path.name in ("", ".", ".."):
+        raise TypeError(f"name={name!r} must be a path without an extension, for example 'store/base'.")
+    return str(path)
 
 
 def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:

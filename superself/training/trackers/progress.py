@@ -9,24 +9,14 @@ from typing import Any
 import colorama
 from tqdm import tqdm
 
+from superself.training.metrics import RESERVED
 from superself.training.trackers.tracker import Tracker
 
 WIDTH = 100  # columns
 FIRST_LINE = 2.0  # seconds until the first line where there is no bar; the pause then doubles up to LONGEST_PAUSE
 LONGEST_PAUSE = 60.0
-WORTH_SAYING = 0.05  # share of the time spent waiting for data from which it is shown
+MIN_WAITING_SHARE = 0.05  # of the time; shown from there on
 FRACTIONS = ("accuracy", "top1", "filled", "spread", "kNN")  # endings of the names that are shown in per cent
-OF_THE_RUN = {
-    "epoch",
-    "step",
-    "loss",
-    "chance_loss",
-    "lr",
-    "images_per_second",
-    "waiting_share",
-    "seconds",
-    "seconds_left",
-}
 
 
 class Progress(Tracker):
@@ -42,7 +32,7 @@ class Progress(Tracker):
         """Prints data, backbone, loss and length of the run."""
         self.epochs, self.steps = facts["epochs"], facts["steps_per_epoch"]
         for key in ("data", "backbone", "loss", "plan"):
-            print(f"{key}: {facts[key]}", flush=True)
+            self._print(f"{key}: {facts[key]}")
         self._pause = FIRST_LINE
         self._next = time.perf_counter() + self._pause
 
@@ -53,7 +43,7 @@ class Progress(Tracker):
                 self._pause = min(2 * self._pause, LONGEST_PAUSE)
                 self._next = time.perf_counter() + self._pause
                 done = row["step"] / self.steps
-                print(self.text(row, done=f" {done:.0%}"), flush=True)
+                self._print(self.text(row, done=f" {done:.0%}"))
             return
         if self._line is None:
             form = "{desc}{bar:12} {postfix}"
@@ -66,12 +56,11 @@ class Progress(Tracker):
         """Prints the line of the epoch."""
         self._close()
         text = self.text(row)
-        tqdm.write(f"{colorama.Fore.CYAN}{text}{colorama.Style.RESET_ALL}" if self.bar else text)
-        sys.stdout.flush()
+        self._print(f"{colorama.Fore.CYAN}{text}{colorama.Style.RESET_ALL}" if self.bar else text)
 
     def warn(self, text: str) -> None:
         """Prints a sentence on what looks wrong."""
-        tqdm.write(text)
+        self._print(text)
 
     def end(self, state: str) -> None:
         """Clears the bar."""
@@ -81,15 +70,23 @@ class Progress(Tracker):
         """The line for a row: loss and chance level first, then as much as fits."""
         chance = "" if row.get("chance_loss") is None else f" (chance {row['chance_loss']:.3f})"
         parts = [f"epoch {row['epoch']}/{self.epochs}{done}", f"loss {row['loss']:.3f}{chance}"]
-        optional = [f"{name.replace('_', ' ')} {format_value(name, value)}" for name, value in shown_values(row)]
-        tail = [f"{row['images_per_second']:.0f} img/s"]
-        if row["waiting_share"] >= WORTH_SAYING:
-            tail.append(f"{row['waiting_share']:.0%} waiting for data")
-        if row["seconds_left"] > 0:
-            tail.append(f"{duration(row['seconds_left'])} left")
-        while optional and len(" | ".join([*parts, *optional, *tail])) > WIDTH:
+        values = [f"{name.replace('_', ' ')} {format_value(name, value)}" for name, value in shown_values(row)]
+        speed = [f"{row['images_per_second']:.0f} img/s"] if row["images_per_second"] else []
+        if row["waiting_share"] >= MIN_WAITING_SHARE:
+            speed.append(f"{row['waiting_share']:.0%} waiting for data")
+        left = [f"{duration(row['seconds_left'])} left"] if row["seconds_left"] > 0 else []
+        optional = [*values[:4], *speed, *values[4:]]  # the last ones give way first
+        while optional and len(" | ".join([*parts, *optional, *left])) > WIDTH:
             optional.pop()
-        return " | ".join([*parts, *optional, *tail])
+        return " | ".join([*parts, *optional, *left])
+
+    def _print(self, text: str) -> None:
+        """Prints a line above the bar; a closed or broken output must not end a run."""
+        try:
+            tqdm.write(text)
+            sys.stdout.flush()
+        except (OSError, ValueError, AttributeError):
+            self.bar = False
 
     def _close(self) -> None:
         if self._line is not None:
@@ -105,7 +102,7 @@ def shown_values(row: dict[str, Any]) -> list[tuple[str, float]]:
         if row.get(f"{kind}_std") is not None and row.get(f"{kind}_std_uniform")
     ]
     measured = ("feature_", "embedding_")
-    noted = [(k, v) for k, v in row.items() if k not in OF_THE_RUN and k != "knn" and not k.startswith(measured)]
+    noted = [(k, v) for k, v in row.items() if k not in RESERVED and not k.startswith(measured)]
     knn = [("kNN", row["knn"])] if row.get("knn") is not None else []
     return [*knn, *noted[:2], *spread, *noted[2:]]
 

@@ -29,10 +29,9 @@ class Record(Tracker):
     def start(self, facts: dict[str, Any]) -> None:
         """Writes the facts; rows of epochs that a resumed run has finished are kept."""
         self.yaml_path.parent.mkdir(parents=True, exist_ok=True)
-        run = facts.pop("run", None)
-        finished = run.epoch if run is not None else 0
-        self._skipped = (lambda: run.skipped) if run is not None else dict
-        self.rows = self._stored_rows(finished)
+        facts = dict(facts)
+        self.run = facts.pop("run")
+        self.rows = self._stored_rows(self.run.epoch)
         self._write_rows()
         self.facts = {**describe_value(facts), "versions": versions(), "warnings": [], "start": _now()}
         self.facts.update(end=None, state="running")
@@ -59,7 +58,8 @@ class Record(Tracker):
         if not finished_epochs or not self.csv_path.is_file():
             return []
         with self.csv_path.open(newline="") as file:
-            return [row for row in csv.DictReader(file) if int(row["epoch"]) <= finished_epochs]
+            rows = list(csv.DictReader(file))
+        return [row for row in rows if (row.get("epoch") or "").isdigit() and int(row["epoch"]) <= finished_epochs]
 
     def _write_rows(self) -> None:
         columns = list(dict.fromkeys(key for row in self.rows for key in row)) or ["epoch"]
@@ -69,7 +69,7 @@ class Record(Tracker):
             writer.writerows(self.rows)
 
     def _write_skipped(self) -> None:
-        lines = [f"{place}\t{' '.join(reason.split())}\n" for place, reason in sorted(self._skipped().items())]
+        lines = [f"{place}\t{' '.join(reason.split())}\n" for place, reason in sorted(self.run.skipped.items())]
         if lines:
             self.skipped_path.write_text("".join(lines))
         else:
