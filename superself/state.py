@@ -41,6 +41,12 @@ def load_run(supervisor: Any, name: str | Path) -> dict[str, Any]:
         ValueError: if the file does not fit; lists the keys.
     """
     stored = read_checkpoint(name)
+    missing = {"lineage", "arguments", "attached", "data", "preprocessing"} - stored.keys()
+    if missing:
+        raise ValueError(
+            f"The file of {str(name)!r} has no {', '.join(sorted(missing))}, so another version of superself wrote it; train "
+            "again, or load it with that version."
+        )
     before = _snapshot(supervisor)
     try:
         contradictions = _take(supervisor, name, stored)

@@ -435,7 +435,7 @@ def test_weight_decay_goes_to_weights_only():
     "settings, message",
     [
         ({"lr": "auto"}, "lr='auto' must be a number"),
-        ({"lr": -1.0}, "lr=-1.0 must be finite and above 0"),
+        ({"lr": -1.0}, "lr=-1.0 must be finite and not negative"),
         ({"precision": "bf8"}, "precision='bf8' is unknown"),
         ({"seed": -1}, "seed=-1 must be a whole number"),
         ({"resume": "yes"}, "resume='yes' must be True, False or \"auto\""),

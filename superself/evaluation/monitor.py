@@ -253,6 +253,7 @@ class MonitorTracker(Tracker):
     def __init__(self, supervisor: Any) -> None:
         self.supervisor = supervisor
         self._state: dict[str, Any] = {}
+        self.monitor: FeatureMonitor | None = None
 
     def start(self, facts: dict[str, Any]) -> None:
         """Opens the probe and measures the networks before the first step, or takes up a resumed run."""
@@ -284,7 +285,7 @@ class MonitorTracker(Tracker):
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the FeatureMonitor."""
-        return self.monitor.state_dict()
+        return self._state if self.monitor is None else self.monitor.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keeps the state until ``start``."""

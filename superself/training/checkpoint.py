@@ -132,7 +132,7 @@ def read_checkpoint(name: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not a readable checkpoint ({reason}); pass a file that supervise() wrote."
         ) from error
-    if not isinstance(state, dict) or not {"algorithm", "lineage", "arguments", "model", "data"} <= state.keys():
+    if not isinstance(state, dict) or not {"algorithm", "model"} <= state.keys():
         raise ValueError(f"{path} is not a checkpoint of superself; pass a file that supervise() wrote.")
     return state
 
