@@ -132,6 +132,12 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
         """Makes what depends on the size of the current images and has no weights: the augmentation, grids, tiles."""
         default = default_of(type(self), "augment") or "plain"
         self.augmentation = recipe(self.augment, self.view_shape[1:], views=self.n_views, default=default)
+        channels = self.images.shape[0]
+        if self.augmentation.out_channels(channels) != channels:
+            raise ValueError(
+                f"augment turns {channels} channels into {self.augmentation.out_channels(channels)}, which the exported backbone "
+                "would not see; make the transform the first layer of the backbone instead."
+            )
 
     @property
     def exported_backbone(self) -> nn.Module:
@@ -143,6 +149,16 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
     def views(self, data: Batch) -> list[Tensor]:
         """The views of a batch, each (B, C, h, w): augmented, or as a collate function made them, and preprocessed."""
         return [self.preprocessing(view) for view in self.raw_views(data)]
+
+    def views_and_masks(self, data: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """The views, and the masks of the batch (B, ...) moved along with each of them, nearest neighbour."""
+        if data.mask is None or data.views is not None:
+            raise ValueError(
+                "the batch has no masks that could be moved with its views; pass a data set whose items are dictionaries with "
+                '"image" and "mask", and no collate function that makes views.'
+            )
+        views, masks = self.augmentation(data.images, self.generator, masks=data.mask)
+        return [self.preprocessing(view) for view in views], masks
 
     def raw_views(self, data: Batch) -> list[Tensor]:
         """The views before preprocessing, with values as stored or in [0, 1]."""
