@@ -634,7 +634,7 @@ def test_a_hyper_parameter_may_be_a_schedule_and_comes_back_with_the_run():
     )
     assert seen == pytest.approx([0.9, 0.9225, 0.945, 0.9675])
     assert Looks(backbone=TinyBackbone()).load("run").momentum == momentum
-    with pytest.raises(ValueError, match="momentum=1.5 is the fraction"):
+    with pytest.raises(ValueError, match=r"momentum must be a number in \[0, 1\], got 1.5 \(it is the fraction"):
         Looks(tiny_images(), momentum=Schedule(0.9, 1.5))
 
 
@@ -802,7 +802,7 @@ def test_options_are_those_of_the_signature():
 
 
 def test_hyper_parameters_are_checked_before_the_data_are_opened():
-    with pytest.raises(ValueError, match="temperature=-5 divides similarities"):
+    with pytest.raises(ValueError, match=r"temperature must be a number above 0, got -5 \(it divides similarities\)"):
         InstanceDiscriminationSupervisor("no/such/folder", temperature=-5, loss=nn.CrossEntropyLoss())
     with pytest.raises(ValueError, match="rotations="):
         RotateNetSupervisor("no/such/folder", rotations=(0, 360))

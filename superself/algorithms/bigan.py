@@ -85,7 +85,7 @@ class BiGanSupervisor(AdversarialSupervisor):
         super().__init__(None, dataset, loss, collate_fn, discriminator_lr=discriminator_lr, **options)
         require_count("latent", latent, "is the number of values of z")
         if beta1 is not None:
-            require_fraction("beta1", beta1, "is the first momentum of Adam", upper_open=True)
+            require_fraction("beta1", beta1, "is the decay rate of Adam's first moment", upper_open=True)
         self.latent, self.beta1 = latent, beta1
         self.given.backbone, self.given.predictor = backbone, predictor
         self.given.decoder, self.given.discriminator = decoder, discriminator

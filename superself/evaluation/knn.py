@@ -35,7 +35,7 @@ def knn_predict(
             f"k={k} neighbours cannot be found among {images} training images; pass k between 1 and {images}."
         )
     if temperature <= 0:
-        raise ValueError(f"temperature={temperature} divides similarities and must be positive; pass e.g. 0.1.")
+        raise ValueError(f"temperature must be a number above 0, got {temperature} (it divides similarities).")
     classes, train_labels = train_labels.unique(return_inverse=True)  # sorted classes, and the place of each label
     train_features = F.normalize(train_features.float(), dim=1)
     predictions = []
