@@ -63,7 +63,7 @@ class ContextNetSupervisor(AdversarialSupervisor):
 
     family = "predictive"
     fixed_image_size = True  # the decoder's
-    loss_meaning = "squared error per value in the hole, normalised, and a little of the discriminator's; 0 is perfect"
+    loss_meaning = "squared error per value in the hole, normalised, plus the weighted adversarial loss; 0 is perfect"
     likely_causes = (
         "the learning rate is too high for this optimizer (try a tenth of it)",
         "the surroundings say little about what is in the hole (textures, noise); try smaller blocks",

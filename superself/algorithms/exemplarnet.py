@@ -1,4 +1,4 @@
-"""ExemplarNet: which of the images is this a distorted view of?"""
+"""ExemplarNet: classify each distorted view by its source image."""
 
 from __future__ import annotations
 

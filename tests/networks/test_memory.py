@@ -169,6 +169,6 @@ def test_a_bank_can_be_filled_with_one_row_for_each_image():
     bank.fill(given)
     assert torch.allclose(bank.features, normalize(given, dim=1))
     with pytest.raises(
-        ValueError, match=r"features \(5, 4\) do not fill a bank of \(6, 4\); pass one row for each image"
+        ValueError, match=r"features \(5, 4\) do not match the bank's shape \(6, 4\); pass one row for each image"
     ):
         bank.fill(vectors(5))
