@@ -37,7 +37,7 @@ from superself.training.metrics import check_metric_name
 
 
 class Supervisor(Buildable):
-    """Base of every algorithm: gives it data, a loop, checkpoints and honest progress; the algorithm writes ``_forward``.
+    """Base of every algorithm: provides data, loop, checkpoints and progress reporting; the algorithm writes ``_forward``.
 
     An instance is declared (``__init__`` keeps hyper-parameters), built (``_build`` makes the networks once the shape of the
     images is known) and run (``supervise``).
@@ -50,11 +50,11 @@ class Supervisor(Buildable):
             faster.
         augment: what makes the views: the name of a recipe, a dictionary with a name and its arguments, a transform or any
             function of a batch; True for the algorithm's default, False or None for none.
-        seed: makes initial weights, order, views and dropout repeatable; None draws one from torch's random state.
+        seed: seeds initial weights, order, views and dropout; None draws one from torch's random state.
         image_size: size that images are stored at, in pixels, one number or (height, width); None keeps their own.
         view_size: size of the views cut from them, for example 224 out of image_size=320; None takes the stored size.
         normalize: (mean, std) per channel in units of [0, 1]; None measures them on the data.
-        on_bad_image: "skip" (another image stands in, counted and listed) or "raise".
+        on_bad_image: "skip" (replaces it with another image and lists it) or "raise".
         read: a function from a path to an array, for other file formats.
         planes: which planes of a TIFF stack to read; see ``open_images``.
         memory_limit: bytes; a data set that fits is decoded once into memory.
@@ -251,7 +251,7 @@ class Supervisor(Buildable):
             self.run.metrics.add(name, value)
 
     def scheduled(self, value: float | Schedule) -> float:
-        """The value of a hyper-parameter at the current step: a Schedule is evaluated, a number stays as it is."""
+        """The value of a hyper-parameter at the current step: a Schedule is evaluated, a number is returned unchanged."""
         return scheduled(value, self.run.step, self.run.total_steps, self.run.steps_per_epoch)
 
     def forward(self, data: Batch) -> Tensor:

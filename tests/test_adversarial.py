@@ -305,7 +305,9 @@ def test_loads_without_a_data_set():
 
 @pytest.mark.parametrize("rate", [0, -1.0])
 def test_a_rate_that_is_not_positive_is_refused(rate):
-    with pytest.raises(ValueError, match=f"discriminator_lr={rate} multiplies lr; pass a number above 0"):
+    with pytest.raises(
+        ValueError, match=rf"discriminator_lr must be a number above 0, got {rate} \(it multiplies lr\)"
+    ):
         game(discriminator_lr=rate)
 
 

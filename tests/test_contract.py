@@ -85,7 +85,7 @@ def test_goes_on_from_the_weights_of_a_run_over_other_images_and_resumes_none(ca
     for name, tensor in first.get_backbone().state_dict().items():
         assert torch.equal(other.get_backbone().state_dict()[name], tensor), name
     other.supervise(name="other", pretrained="run", **settings)
-    with pytest.raises(ValueError, match="images: 16 then, 20 now"):
+    with pytest.raises(ValueError, match="images: was 16, is now 20"):
         other.supervise(name="run", resume=True, **settings)
 
 

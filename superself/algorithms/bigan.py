@@ -37,15 +37,15 @@ class BiGanSupervisor(AdversarialSupervisor):
     Source: Donahue et al., Adversarial Feature Learning, arXiv:1605.09782; uniform z, halved sums, swapped labels instead of the
         minimax loss, simultaneous steps and the beta1 of Adam as in the authors' code.
     Deviations: D judges by features of the image, of the latent, and their products (Miyato & Koyama, arXiv:1802.05637),
-        without batch norm, through which pairs would see each other; z has 16 values, not the 200 of the authors' ImageNet
-        runs; G ends in a plain convolution, because images are normalised; E is any backbone; D has its own learning rate,
-        where the authors use one for both players.
+        without batch norm, which would make a pair's logit depend on the other pairs; z has 16 values, not the 200 of the
+        authors' ImageNet runs; G ends in a plain convolution, because images are normalised; E is any backbone; D has its
+        own learning rate, where the authors use one for both players.
     Args:
         dataset: see Supervisor, also for the options that are not listed here.
         latent: Z, the number of values of z; with more, more of an image can be reconstructed, after more steps.
         discriminator_lr: learning rate of D as a multiple of ``lr``; at 2, D soon wins when lr is 1e-3.
         beta1: of Adam, or of any optimizer class with betas; None for the optimizer's own. An optimizer that a function or
-            ``functools.partial`` makes is left as it is.
+            ``functools.partial`` makes is used unchanged.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         predictor: the head of E, from features (B, D) to (B, Z), before the tanh; None for a linear layer.
         decoder: G, from latents (B, Z) to images (B, C, H, W), normalised; None for a Decoder.
@@ -59,9 +59,7 @@ class BiGanSupervisor(AdversarialSupervisor):
 
     family = "generative"
     fixed_image_size = True  # the decoder's
-    loss_meaning = (
-        "a game: cross-entropy of the pairs with swapped labels; at its equilibrium 0.693 (ln 2) for both players"
-    )
+    loss_meaning = "adversarial cross-entropy; equilibrium at 0.693 (ln 2) for both players, lower is not always better"
     likely_causes = (
         "the discriminator wins: the loss is far above 0.693 (try a lower discriminator_lr)",
         "the learning rate is too high for this optimizer (try a tenth of it)",
@@ -85,7 +83,7 @@ class BiGanSupervisor(AdversarialSupervisor):
         super().__init__(None, dataset, loss, collate_fn, discriminator_lr=discriminator_lr, **options)
         require_count("latent", latent, "is the number of values of z")
         if beta1 is not None:
-            require_fraction("beta1", beta1, "is the first momentum of Adam", upper_open=True)
+            require_fraction("beta1", beta1, "is the decay rate of Adam's first moment", upper_open=True)
         self.latent, self.beta1 = latent, beta1
         self.given.backbone, self.given.predictor = backbone, predictor
         self.given.decoder, self.given.discriminator = decoder, discriminator

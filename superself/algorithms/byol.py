@@ -46,7 +46,9 @@ class BYOLSupervisor(JointEmbedding):
     """
 
     family = "contrastive"
-    loss_meaning = "2 - 2 cos of prediction and target, both directions; 0 is perfect, and also what a collapse gives"
+    loss_meaning = (
+        "2 - 2 cos of prediction and target, both directions; 0 is perfect, but a collapsed network also reaches 0"
+    )
     likely_causes = (
         "the learning rate is too high for this optimizer (try a tenth of it)",
         "the momentum of the target is too low (try 0.99 or more), or a custom predictor can copy its input",

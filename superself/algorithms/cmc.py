@@ -1,4 +1,4 @@
-"""CMC: the lightness of an image finds its colours among those of other images, and the colours its lightness."""
+"""CMC: match each image's lightness to its colours, and the other way round."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ContrastiveMultiviewCodingSupervisor(JointEmbedding):
     """
 
     family = "contrastive"
-    loss_meaning = "cross-entropy of the image's other half among all halves, both directions; 0 is perfect"
+    loss_meaning = "cross-entropy of the matching channel view among all candidates, both directions; 0 is perfect"
     likely_causes = (
         "too few epochs: an image's rows change once per epoch and start at random (try 20, or contrast='batch')",
         "the images have hardly any colour, or all the same colours",

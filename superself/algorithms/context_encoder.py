@@ -63,7 +63,7 @@ class ContextNetSupervisor(AdversarialSupervisor):
 
     family = "predictive"
     fixed_image_size = True  # the decoder's
-    loss_meaning = "squared error per value in the hole, normalised, and a little of the discriminator's; 0 is perfect"
+    loss_meaning = "squared error per value in the hole, normalised, plus the weighted adversarial loss; 0 is perfect"
     likely_causes = (
         "the learning rate is too high for this optimizer (try a tenth of it)",
         "the surroundings say little about what is in the hole (textures, noise); try smaller blocks",
@@ -90,13 +90,17 @@ class ContextNetSupervisor(AdversarialSupervisor):
         require_choice("region", region, ("random", "center"))
         require_count("blocks", blocks, "is the number of blocks")
         require_fraction(
-            "block_size", block_size, "is a fraction of the image's side", lower_open=True, upper_open=True
+            "block_size",
+            block_size,
+            "is the side of a block as a fraction of the image's",
+            lower_open=True,
+            upper_open=True,
         )
         if overlap is not None:
-            require_count("overlap", overlap, "is in pixels", minimum=0)
+            require_count("overlap", overlap, "is a width in pixels", minimum=0)
         require_positive("overlap_weight", overlap_weight, "weights the error in the overlap")
         require_fraction(
-            "adversarial_weight", adversarial_weight, "is the weight of the discriminator", upper_open=True
+            "adversarial_weight", adversarial_weight, "is the weight of the adversarial loss", upper_open=True
         )
         self.region, self.blocks, self.block_size = region, blocks, block_size
         self.overlap, self.overlap_weight, self.adversarial_weight = overlap, overlap_weight, adversarial_weight

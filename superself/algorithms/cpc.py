@@ -105,8 +105,8 @@ class ContrastivePredictiveCodingSupervisor(Supervisor):
         super().__init__(None, dataset, loss, collate_fn, augment=augment, **options)
         for name, value in (("patch_size", patch_size), ("stride", stride)):
             if value is not None:
-                require_count(name, value, "is in pixels")
-        require_count("steps", steps, "is a number of distances")
+                require_count(name, value, "is a length in pixels")
+        require_count("steps", steps, "is the number of distances to predict")
         require_positive("scale", scale, "multiplies the scores")
         self.patch_size, self.stride, self.steps = patch_size, stride, steps
         self.scale, self.layer_norm = scale, layer_norm

@@ -1,4 +1,4 @@
-"""ExemplarNet: which of the images is this a distorted view of?"""
+"""ExemplarNet: classify each distorted view by its source image."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ExemplarNetSupervisor(Supervisor):
     ) -> None:
         super().__init__(None, dataset, loss, collate_fn, augment=augment, **options)
         if n_classes is not None:
-            require_count("n_classes", n_classes, "is the number of images that are classes", minimum=2)
+            require_count("n_classes", n_classes, "is the number of images that serve as classes", minimum=2)
         self.n_classes = n_classes
         self.class_count: int | None = None  # K, at most the number of images
         self.given.backbone, self.given.predictor = backbone, predictor

@@ -85,9 +85,9 @@ class JigsawNetSupervisor(Supervisor):
         require_choice("grid", grid, (2, 3))
         require_count("n_permutations", n_permutations, "is the number of permutations to tell apart", minimum=2)
         require_fraction("tile", tile, "is the side of a tile as a fraction of its cell's", lower_open=True)
-        require_fraction("channel_jitter", channel_jitter, "is a fraction of a tile's side")
-        require_fraction("greyscale", greyscale, "is the fraction of tiles that become grey")
-        require_count("n_permutations_per_image", n_permutations_per_image, "is the number of puzzles of an image")
+        require_fraction("channel_jitter", channel_jitter, "is the largest shift as a fraction of a tile's side")
+        require_fraction("greyscale", greyscale, "is the fraction of tiles that are made grey")
+        require_count("n_permutations_per_image", n_permutations_per_image, "is the number of puzzles per image")
         most = min(n_permutations, math.factorial(grid**2))
         if n_permutations_per_image > most:
             raise ValueError(

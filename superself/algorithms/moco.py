@@ -85,7 +85,7 @@ class MomentumContrastSupervisor(JointEmbedding):
         require_count("queue_size", queue_size, "is the number of keys in the queue")
         require_fraction("momentum", momentum, "is the fraction of the key encoder that is kept")
         require_positive("temperature", temperature, "divides similarities")
-        require_count("splits", splits, "is a number of parts of a batch")
+        require_count("splits", splits, "is the number of parts of a batch")
         if not isinstance(projector, nn.Module) and projector not in self.named_projectors:
             raise ValueError(f"projector={projector!r} is unknown; pass 'linear', 'mlp' or a module.")
         self.queue_size, self.momentum, self.temperature = queue_size, momentum, temperature

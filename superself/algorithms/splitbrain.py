@@ -92,7 +92,7 @@ class SplitBrainNetSupervisor(Supervisor):
                 f"ab_step={ab_step} and l_step={l_step} are the sizes of the bins of ab and L; pass ab_step from 2 to 100, and "
                 "l_step above 0 and up to 50."
             )
-        require_count("resolution", resolution, "is the longer side of the predicted map")
+        require_count("resolution", resolution, "is the longer side of the predicted map, in pixels")
         self.ab_step, self.l_step, self.resolution, self.rebalance = ab_step, l_step, resolution, rebalance
         self.given.backbone, self.given.predictor = backbone, predictor
 

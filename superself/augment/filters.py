@@ -79,7 +79,7 @@ class Sobel(Transform):
 
 
 def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Images mixed with a blurred copy: factor 0 is the copy, 1 the image, 2 sharper; the outermost pixels are kept.
+    """Images mixed with a blurred copy: 0 gives the blurred image, 1 the original, 2 is sharper; border pixels are kept.
 
     The blur is Pillow's: 3 x 3 pixels, the central one with weight 5/13, the others with 1/13.
     """

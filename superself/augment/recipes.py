@@ -238,7 +238,7 @@ def plain(size: Size) -> Compose:
     """No augmentation: the middle of the image.
 
     Of an image stored larger, ``size`` pixels are cut out without resizing, as evaluation on ImageNet cuts 224 pixels out
-    of 256; an image of that size stays as it is, and a smaller one is enlarged.
+    of 256; an image of that size is unchanged, and a smaller one is enlarged.
     """
     return Compose([CenterCrop(size, shrink=False)])
 

@@ -43,7 +43,7 @@ class Transform(nn.Module):
         """Transformed copies of the images, and of the masks if there are any.
 
         Args:
-            images: the batch; it stays as it is.
+            images: the batch; it is not modified.
             generator: a CPU generator; None uses torch's global one.
             masks: segment maps (B, M, H, W) or (B, H, W), integer or bool. Geometric steps move them with the images,
                 taking the nearest label; other steps leave them alone. Outside the image they are 0.

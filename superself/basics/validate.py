@@ -1,4 +1,4 @@
-"""Checks of hyper-parameters: each error names the argument, its value and what to pass instead.
+"""Checks of hyper-parameters: each error says what the argument must be, what was passed and what the argument does.
 
 All of them reject booleans, NaN and infinity: ``True`` where a number is needed is nearly always a misplaced argument.
 """
@@ -11,34 +11,34 @@ from numbers import Integral, Real
 from typing import Any
 
 
-def require_positive(name: str, value: Any, meaning: str = "must be positive") -> None:
+def require_positive(name: str, value: Any, meaning: str = "") -> None:
     """Checks that ``value`` is a finite number above 0.
 
     Args:
         name: of the argument.
         value: what the user passed.
-        meaning: what the argument does, as the end of a sentence that starts with it: "divides similarities".
+        meaning: what the argument does, in words that follow "it": "divides similarities"; "" leaves it out.
 
     Raises:
         TypeError: if ``value`` is not a number.
         ValueError: if it is not above 0.
     """
     need = "a number above 0"
-    _require_number(name, value, meaning, need)
+    _require_number(name, value, need, meaning)
     if not 0 < value < math.inf:
-        raise ValueError(f"{name}={value} {meaning}; pass {need}.")
+        raise ValueError(_sentence(name, need, value, meaning))
 
 
-def require_nonnegative(name: str, value: Any, meaning: str = "must not be negative") -> None:
+def require_nonnegative(name: str, value: Any, meaning: str = "") -> None:
     """Checks that ``value`` is a finite number of at least 0; see ``require_positive``."""
     need = "a number of at least 0"
-    _require_number(name, value, meaning, need)
+    _require_number(name, value, need, meaning)
     if not 0 <= value < math.inf:
-        raise ValueError(f"{name}={value} {meaning}; pass {need}.")
+        raise ValueError(_sentence(name, need, value, meaning))
 
 
 def require_fraction(
-    name: str, value: Any, meaning: str = "is a fraction", *, lower_open: bool = False, upper_open: bool = False
+    name: str, value: Any, meaning: str = "", *, lower_open: bool = False, upper_open: bool = False
 ) -> None:
     """Checks that ``value``, a number or a Schedule, lies between 0 and 1.
 
@@ -58,20 +58,20 @@ def require_fraction(
             require_fraction(name, bound, meaning, lower_open=lower_open, upper_open=upper_open)
         return
     need = f"a number in {'(' if lower_open else '['}0, 1{')' if upper_open else ']'}"
-    _require_number(name, value, meaning, need)
+    _require_number(name, value, need, meaning)
     above = value > 0 if lower_open else value >= 0
     below = value < 1 if upper_open else value <= 1
     if not (above and below):
-        raise ValueError(f"{name}={value} {meaning}; pass {need}.")
+        raise ValueError(_sentence(name, need, value, meaning))
 
 
-def require_count(name: str, value: Any, meaning: str = "is a count", *, minimum: int = 1) -> None:
+def require_count(name: str, value: Any, meaning: str = "", *, minimum: int = 1) -> None:
     """Checks that ``value`` is an integer of at least ``minimum``; see ``require_positive``."""
     need = f"an integer of at least {minimum}"
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}={value!r} {meaning}, but is of type {type(value).__name__}; pass {need}.")
+        raise TypeError(_sentence(name, need, f"{value!r} of type {type(value).__name__}", meaning))
     if value < minimum:
-        raise ValueError(f"{name}={value} {meaning}; pass {need}.")
+        raise ValueError(_sentence(name, need, value, meaning))
 
 
 def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
@@ -87,6 +87,10 @@ def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueError(f"{name}={value!r} is unknown; pass {listed}.")
 
 
-def _require_number(name: str, value: Any, meaning: str, need: str) -> None:
+def _require_number(name: str, value: Any, need: str, meaning: str) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}={value!r} {meaning}, but is of type {type(value).__name__}; pass {need}.")
+        raise TypeError(_sentence(name, need, f"{value!r} of type {type(value).__name__}", meaning))
+
+
+def _sentence(name: str, need: str, given: Any, meaning: str) -> str:
+    return f"{name} must be {need}, got {given}{f' (it {meaning})' if meaning else ''}."

@@ -19,7 +19,7 @@ from superself.data.sources import available_cores
 
 
 class EpochSampler:
-    """Batches of places in an order that depends on the seed, the epoch, the places and the weights alone.
+    """Batches of positions in the data set, determined only by seed, epoch, ``places`` and weights.
 
     Each image comes once per epoch, over all processes together. The last batch is filled up with the first images of
     the same epoch, so that every batch is full. With weights, images are drawn with replacement instead.

@@ -142,7 +142,9 @@ def _source_of_text(
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
         files = [match for match in matches if match.is_file() and is_image_name(match.name, any_extension)]
     else:
-        raise FileNotFoundError(f"{text!r} is not a folder, file or name; pass a path that exists, or one of {NAMES}.")
+        raise FileNotFoundError(
+            f"{text!r} is neither an existing path nor the name of a data set; pass a path that exists, or one of {NAMES}."
+        )
     if not files:
         raise ValueError(f"no image files in {text!r}; pass a folder or pattern with images in it.")
     return FileSource(files, read, planes=planes)

@@ -65,7 +65,7 @@ def compare(
     size = preprocessing and preprocessing.shape[1:]
     train, test = open_labelled(train, size, "train"), open_labelled(test, size, "test")
     preprocessing = preprocessing or Preprocessing.of(train)
-    origin = "as given"
+    origin = "passed as random="
     if random is None:
         origin = f"the same network, freshly initialised with seed {seed}"
         with preserve_random_state(seed):
@@ -92,7 +92,7 @@ def compare(
     error = 0.5 / math.sqrt(len(asked))
     protocol = [
         f"{len(known)} training and {len(asked)} test images of {classes} classes. "
-        f"Guessing the most frequent class: {guess:.1%}. Standard error of an accuracy: up to {error:.1%}.",
+        f"Majority-class accuracy: {guess:.1%}. Standard error of an accuracy: up to {error:.1%}.",
         f"kNN: vote of the {k} training images with the most similar features (cosine), "
         f"weighted exp(similarity / {temperature:g}).",
         "Linear: logistic regression on standardised features, with C chosen on a fifth of the training images "
@@ -116,8 +116,8 @@ def _table(rows: dict[str, dict[str, float]], k: int) -> list[str]:
 def _verdict(rows: dict[str, dict[str, float]]) -> list[str]:
     random, trained = rows.values()
     return [
-        f"Training did not help: the trained backbone is not better than the random one by {called}."
-        for measure, called in {"knn": "kNN", "linear": "the linear probe"}.items()
+        f"Training did not help: the trained backbone has no higher {called} accuracy than the random one."
+        for measure, called in {"knn": "kNN", "linear": "linear-probe"}.items()
         if trained[measure] <= random[measure]
     ]
 

@@ -46,7 +46,7 @@ def show_neighbours(backbone: nn.Module, dataset: Any, path: str | Path, queries
     count = len(places)
     if not (1 <= queries <= count and 1 <= neighbours < count):
         raise ValueError(
-            f"queries={queries} and neighbours={neighbours} cannot be shown with {count} images; "
+            f"queries={queries} and neighbours={neighbours} do not fit the {count} available images; "
             f"pass queries from 1 to {count} and neighbours from 1 to {count - 1}."
         )
     directions = F.normalize(found[places], dim=1)  # (N, D)

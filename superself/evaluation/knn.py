@@ -31,11 +31,9 @@ def knn_predict(
     """
     images = len(train_features)
     if not 1 <= k <= images:
-        raise ValueError(
-            f"k={k} neighbours cannot be found among {images} training images; pass k between 1 and {images}."
-        )
+        raise ValueError(f"k must be between 1 and the number of training images ({images}), got {k}.")
     if temperature <= 0:
-        raise ValueError(f"temperature={temperature} divides similarities and must be positive; pass e.g. 0.1.")
+        raise ValueError(f"temperature must be a number above 0, got {temperature} (it divides similarities).")
     classes, train_labels = train_labels.unique(return_inverse=True)  # sorted classes, and the place of each label
     train_features = F.normalize(train_features.float(), dim=1)
     predictions = []

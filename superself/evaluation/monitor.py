@@ -24,7 +24,7 @@ from superself.training.trackers import Tracker
 Embed = Callable[[Tensor], Tensor | None]
 
 # Limits were chosen on CIFAR-10, where collapsed embeddings have 0.2 to 8 % of the uniform std and healthy ones 23 to 85 %.
-# Features of networks without batch norm have a large common component, which the heads remove: 5 % can be healthy.
+# Features of networks without batch norm share a large mean that the heads remove: 5 % can be healthy.
 COLLAPSED = {"feature": 0.03, "embedding": 0.1}  # shares of the uniform std
 FALLEN = 0.25  # share of the initial std, as networks without norm layers start at a few percent of the uniform one
 EXTREME = 0.25  # of these limits: low enough to report after the last epoch alone
@@ -147,8 +147,9 @@ class FeatureMonitor:
         margin = AT_CHANCE * abs(chance or 0)
         at_chance = None not in (loss, chance) and loss > chance - margin
         if (self._confirmed("chance", at_chance, loss, margin) or (last and at_chance)) and share_done >= SETTLED:
+            when = "At the end of the run" if last else f"After {share_done:.0%} of the run"
             found["chance"] = (
-                f"After {share_done:.0%} of the run the loss is {loss:.4g}, no better than chance level ({chance:.4g}): "
+                f"{when} the loss is {loss:.4g}, no better than chance level ({chance:.4g}): "
                 "the network has not learned its task yet."
             )
         causes = f" Likely causes: {'; '.join(likely_causes)}." if likely_causes else ""

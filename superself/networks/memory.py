@@ -80,7 +80,7 @@ class FeatureQueue(_Memory):
 
     @property
     def filled(self) -> Tensor:
-        """The fraction of rows that hold embeddings: a scalar on the device, fit for ``note``."""
+        """The fraction of rows that hold embeddings: a scalar on the device, which can be passed to ``note``."""
         return (self.enqueued / len(self.features)).clamp(max=1)
 
     def remember(self, embeddings: Tensor, places: Tensor | None = None) -> None:
@@ -92,7 +92,7 @@ class FeatureQueue(_Memory):
 
     @torch.no_grad()
     def enqueue(self, embeddings: Tensor, places: Tensor | None = None) -> None:
-        """Writes embeddings (B, D), scaled to unit length, over the oldest rows at once; of more than K the last K stay."""
+        """Replaces the oldest rows immediately by embeddings (B, D) of unit length; if B > K, only the last K are kept."""
         size = len(self.features)
         kept = normalize(embeddings.detach().float(), dim=1)[-size:]
         rows = (self.enqueued + torch.arange(len(kept), device=self.features.device)) % size
@@ -154,8 +154,8 @@ class MemoryBank(_Memory):
         """
         if features.shape != self.features.shape:
             raise ValueError(
-                f"features {tuple(features.shape)} do not fill a bank of {tuple(self.features.shape)}; pass one row for each "
-                "image of the data set."
+                f"features {tuple(features.shape)} do not match the bank's shape {tuple(self.features.shape)}; "
+                "pass one row for each image of the data set."
             )
         self.features.copy_(normalize(features.float(), dim=1))
         self.is_filled.fill_(True)

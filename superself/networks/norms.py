@@ -80,7 +80,7 @@ class BatchRenorm1d(nn.BatchNorm1d):
         d_max: float = 5.0,
         warmup: int = 1000,
     ) -> None:
-        require_count("warmup", warmup, "is a number of steps")
+        require_count("warmup", warmup, "is the number of steps until the limits are reached")
         super().__init__(num_features, eps, momentum, affine)
         self.r_max, self.d_max, self.warmup = r_max, d_max, warmup
 

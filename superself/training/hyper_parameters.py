@@ -70,7 +70,7 @@ def contradictions_of(supervisor: nn.Module, stored: dict[str, Any]) -> list[str
     """Where the hyper-parameters of ``supervisor`` differ from stored ones, both values included."""
     now = stored_values(supervisor)
     pairs = [(name, value, now[name]) for name, value in stored.items() if name in now]
-    return [f"{name}: {then!r} then, {own!r} now" for name, then, own in pairs if not _equal(then, own)]
+    return [f"{name}: was {old!r}, is now {new!r}" for name, old, new in pairs if not _equal(old, new)]
 
 
 def default_of(cls: type, name: str) -> Any:

@@ -61,7 +61,7 @@ class Run:
     # ---- start and end -----------------------------------------------------------------------------------------------
 
     def open(self, loader: Any, optimizer: Optimizer, lr_scheduler: Any, stored: dict[str, Any] | None) -> None:
-        """Takes what ``_init_data_optimizer`` made, continues a stored run, and announces what is about to happen."""
+        """Takes what ``_init_data_optimizer`` made, continues a stored run, and notifies the trackers."""
         self.loader, self.optimizer, self.lr_scheduler = loader, optimizer, lr_scheduler
         self.sampler = getattr(loader, "sampler", None)
         self.steps_per_epoch = len(loader)
@@ -165,7 +165,7 @@ class Run:
         return plan
 
     def _estimate_seconds(self) -> float | None:
-        """How long the run will take, from a forward and backward pass that leaves no trace."""
+        """How long the run will take, measured on a forward and backward pass; restores all state."""
         supervisor = self.supervisor
         if not hasattr(self.loader, "peek"):
             return None
@@ -264,7 +264,10 @@ class Run:
         self.save()
         if self.settings.progress:
             with contextlib.suppress(OSError, ValueError, AttributeError):  # a closed output
-                print(f"stopped after step {self.step}; stored as {self.name}.pt, resume=True continues.", flush=True)
+                print(
+                    f"Stopped after step {self.step}, saved to {self.name}.pt; pass resume=True to continue.",
+                    flush=True,
+                )
         self.signals.leave()
 
     def end_epoch(self) -> None:
@@ -281,7 +284,7 @@ class Run:
             self.save()
         except OSError as error:  # a full disk: the last file is whole, and the next epoch tries again
             warnings.warn(
-                f"epoch {self.epoch} could not be stored ({error}); free some space, training goes on.", stacklevel=3
+                f"epoch {self.epoch} could not be saved ({error}); free some space, training continues.", stacklevel=3
             )
         for tracker in self.trackers:
             tracker.epoch(row)
@@ -310,7 +313,7 @@ class Run:
             tracker.warn(text)
 
     def reset_optimizer_state(self, module: nn.Module) -> None:
-        """Forgets momenta and the like of a module whose weights were drawn again; for use in ``_before_epoch``."""
+        """Clears the optimizer state of a re-initialised module, such as momenta; for use in ``_before_epoch``."""
         for parameter in module.parameters():
             self.optimizer.state.pop(parameter, None)
 
@@ -351,19 +354,19 @@ class Run:
         now = {**self.settings.describe(), "precision": self.precision}
         found = differences(stored["settings"], now)
         if not set(stored["lineage"]) & set(lineage(type(self.supervisor))):
-            found.append(f"algorithm: {stored['algorithm']} then, {type(self.supervisor).__name__} now")
+            found.append(f"algorithm: was {stored['algorithm']}, is now {type(self.supervisor).__name__}")
         found += contradictions_of(self.supervisor, stored["arguments"])
         if self.settings.seed not in (None, stored["seed"]):
-            found.append(f"seed: {stored['seed']} then, {self.settings.seed} now")
+            found.append(f"seed: was {stored['seed']}, is now {self.settings.seed}")
         count, fingerprint = stored["data"]["count"], stored["data"]["fingerprint"]
         images = self.supervisor.images
         if count != len(images):
-            found.append(f"images: {count} then, {len(images)} now")
+            found.append(f"images: was {count}, is now {len(images)}")
         elif fingerprint != images.fingerprint:
-            found.append(f"data set: {count} other images then")
+            found.append(f"data set: different images (same number, {count})")
         if found:
             raise ValueError(
-                f"The run {self.name!r} cannot be resumed with other settings ({'; '.join(found)}); pass what was passed then, "
+                f"The run {self.name!r} cannot be resumed with other settings ({'; '.join(found)}); pass the original values, "
                 "or pretrained=True to start a new run from its weights."
             )
         self.step, self.epoch, self.epoch_began = stored["step"], stored["epoch"], stored["epoch_began"]

@@ -92,7 +92,7 @@ class Schedule:
         if needs_end and self.end is None:
             raise ValueError(f'shape={self.shape!r} needs end=, its last value; pass it, or shape="constant".')
         if self.shape in ("constant", "step") and self.end is not None:
-            raise ValueError(f"end={self.end} has no meaning for shape={self.shape!r}; leave it out.")
+            raise ValueError(f"end={self.end} is not used with shape={self.shape!r}; leave it out.")
         if bool(self.milestones) + (self.every is not None) != (self.shape == "step"):
             given = f"milestones={self.milestones}, every={self.every!r}"
             raise ValueError(
@@ -172,7 +172,7 @@ def _count_steps(duration: Duration, total_steps: int, steps_per_epoch: int | No
 
 
 def scheduled(value: float | Schedule, step: int, total_steps: int, steps_per_epoch: int | None = None) -> float:
-    """The value of a hyper-parameter at ``step``: a Schedule is evaluated, a number stays as it is."""
+    """The value of a hyper-parameter at ``step``: a Schedule is evaluated, a number is returned unchanged."""
     return value(step, total_steps, steps_per_epoch) if isinstance(value, Schedule) else value
 
 
@@ -191,7 +191,7 @@ def cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
-constant = Schedule(1.0, shape="constant")  # the learning rate stays as it is: supervise(lr_scheduler=constant)
+constant = Schedule(1.0, shape="constant")  # the learning rate never changes: supervise(lr_scheduler=constant)
 
 
 def warmup_cosine(warmup: Duration = 0.05, final: float = 0.0) -> Schedule:
@@ -271,7 +271,7 @@ def make_lr_scheduler(
     fixed = [str(group.get("name")) for group in optimizer.param_groups if group.get("fixed_lr")]
     if fixed:
         warnings.warn(
-            f"{callable_name(chosen)} also changes the learning rate of the groups that should keep theirs ({', '.join(fixed)}); "
+            f"{callable_name(chosen)} also changes the learning rate of the groups that have fixed_lr=True ({', '.join(fixed)}); "
             "pass a Schedule or a name such as lr_scheduler='cosine' to keep it fixed.",
             stacklevel=2,
         )
@@ -308,7 +308,7 @@ def _requested_arguments(factory: Callable[..., Any]) -> list[str]:
     if first is None or first.kind in (first.KEYWORD_ONLY, first.VAR_KEYWORD) or first.name in RUN_LENGTH:
         raise TypeError(f"lr_scheduler={name} must take the optimizer as its first argument; write f(optimizer, ...).")
     others = [p for p in parameters[1:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    # The user's own values stand: of a partial that binds one of the three, only what is still required is passed.
+    # Arguments bound by the user take precedence: if a partial binds one of the three, only what is still required is passed.
     bound = set(factory.keywords) & set(RUN_LENGTH) if isinstance(factory, functools.partial) else set()
     by_name = [p for p in others if p.name in RUN_LENGTH and p.kind is not p.POSITIONAL_ONLY]
     requested = [p.name for p in by_name if p.default is p.empty or not bound]

@@ -81,8 +81,9 @@ class Settings:
             raise TypeError(f"pretrained={self.pretrained!r} must be True, False, or the name of a run.")
         if self.resume is True and self.pretrained:
             raise ValueError(
-                "resume=True and pretrained=True are different things: resume=True continues the stored run (optimizer, step and "
-                "order included), pretrained=True starts a new run from stored weights; pass one of them to supervise()."
+                "resume=True and pretrained=True are mutually exclusive: resume=True continues the stored run "
+                "(optimizer, step and order included), pretrained=True starts a new run from stored weights; pass one of "
+                "them to supervise()."
             )
         if self.resume is True and self.overwrite:
             raise ValueError("resume=True continues a run and overwrite=True replaces it; pass one of them.")
@@ -93,11 +94,13 @@ class Settings:
             )
         trackers = () if self.trackers is None else self.trackers
         if not isinstance(trackers, (list, tuple)):
-            raise TypeError(f"trackers is a {type(trackers).__name__}; pass a list, trackers=[Own()].")
+            raise TypeError(f"trackers is a {type(trackers).__name__}; pass a list, trackers=[MyTracker()].")
         object.__setattr__(self, "trackers", tuple(trackers))
         for tracker in self.trackers:
             if inspect.isclass(tracker) or not hasattr(tracker, "epoch"):
-                raise TypeError(f"trackers has {tracker!r}, which is not a Tracker; pass instances, trackers=[Own()].")
+                raise TypeError(
+                    f"trackers has {tracker!r}, which is not a Tracker; pass instances, trackers=[MyTracker()]."
+                )
         object.__setattr__(self, "optimizer", check_optimizer(self.optimizer))
         object.__setattr__(self, "precision", check_precision(self.precision))
         check_lr_scheduler(self.lr_scheduler)
@@ -149,4 +152,4 @@ def _run_name(name: Any) -> str:
 
 def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between the settings of a stored run and those of now, among what determines a run."""
-    return [f"{k}: {stored.get(k)!r} then, {now[k]!r} now" for k in DETERMINE_THE_RUN if stored.get(k) != now[k]]
+    return [f"{k}: was {stored.get(k)!r}, is now {now[k]!r}" for k in DETERMINE_THE_RUN if stored.get(k) != now[k]]

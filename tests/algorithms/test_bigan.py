@@ -257,9 +257,12 @@ def test_reconstructions_of_unseen_images_resemble_them_rather_than_others():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"latent": 0}, "latent=0 is the number of values of z; pass an integer of at least 1"),
-        ({"beta1": 1.0}, r"beta1=1.0 is the first momentum of Adam; pass a number in \[0, 1\)"),
-        ({"discriminator_lr": 0}, "discriminator_lr=0 multiplies lr; pass a number above 0"),
+        ({"latent": 0}, r"latent must be an integer of at least 1, got 0 \(it is the number of values of z\)"),
+        (
+            {"beta1": 1.0},
+            r"beta1 must be a number in \[0, 1\), got 1.0 \(it is the decay rate of Adam's first moment\)",
+        ),
+        ({"discriminator_lr": 0}, r"discriminator_lr must be a number above 0, got 0 \(it multiplies lr\)"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):

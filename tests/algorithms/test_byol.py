@@ -125,10 +125,10 @@ def test_views_are_drawn_from_the_generator_of_the_run():
 @pytest.mark.parametrize("momentum", [-0.1, 1.5])
 def test_momentum_outside_zero_to_one_is_refused(momentum):
     with pytest.raises(
-        ValueError, match=rf"momentum={momentum} is the fraction of the target .* pass a number in \[0, 1\]"
+        ValueError, match=rf"momentum must be a number in \[0, 1\], got {momentum} \(it is the fraction of the target"
     ):
         byol(momentum=momentum)
-    with pytest.raises(ValueError, match=f"momentum={momentum}"):
+    with pytest.raises(ValueError, match=f"momentum must be .*, got {momentum} "):
         byol(momentum=momentum, loss=nn.MSELoss())
 
 

@@ -260,10 +260,13 @@ def test_embeddings_of_both_halves_are_watched_for_collapse():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"negatives": 0}, "negatives=0 is the number of rows drawn for each step; pass an integer of at least 1"),
-        ({"momentum": 1.0}, r"momentum=1.0 .* pass a number in \[0, 1\)"),
-        ({"temperature": 0}, "temperature=0 divides similarities; pass a number above 0"),
-        ({"temperature": -5}, "temperature=-5 divides similarities; pass a number above 0"),
+        (
+            {"negatives": 0},
+            r"negatives must be an integer of at least 1, got 0 \(it is the number of rows drawn for each step\)",
+        ),
+        ({"momentum": 1.0}, r"momentum must be a number in \[0, 1\), got 1.0 "),
+        ({"temperature": 0}, r"temperature must be a number above 0, got 0 \(it divides similarities\)"),
+        ({"temperature": -5}, r"temperature must be a number above 0, got -5 \(it divides similarities\)"),
         ({"features": "ab"}, "features='ab' is unknown; pass 'both' or 'L'"),
         ({"contrast": "queue"}, "contrast='queue' is unknown; pass 'bank' or 'batch'"),
         ({"normalize": (0.5, 0.5)}, "normalize=.* leave it out"),

@@ -321,19 +321,22 @@ def test_picture_shows_hole_image_prediction_and_filled_image_and_changes_nothin
     ("arguments", "message"),
     [
         ({"region": "middle"}, r"region='middle' is unknown; pass 'random' or 'center'"),
-        ({"blocks": 0}, r"blocks=0 is the number of blocks; pass an integer of at least 1"),
-        ({"block_size": 1.0}, r"block_size=1.0 is a fraction of the image's side; pass a number in \(0, 1\)"),
+        ({"blocks": 0}, r"blocks must be an integer of at least 1, got 0 \(it is the number of blocks\)"),
+        ({"block_size": 1.0}, r"block_size must be a number in \(0, 1\), got 1.0 \(it is the side of a block"),
         (
             {"overlap": 2},
             r"overlap=2 on both sides leaves no hole in a region of 4 pixels; pass an overlap from 0 to 1",
         ),
         ({"region": "center", "overlap": 4}, r"a region of 8 pixels; pass an overlap from 0 to 3"),
-        ({"overlap": -1}, r"overlap=-1 is in pixels; pass an integer of at least 0"),
+        ({"overlap": -1}, r"overlap must be an integer of at least 0, got -1 \(it is a width in pixels\)"),
         (
             {"adversarial_weight": 1.0},
-            r"adversarial_weight=1.0 is the weight of the discriminator; pass a number in \[0, 1\)",
+            r"adversarial_weight must be a number in \[0, 1\), got 1.0 \(it is the weight of the adversarial loss\)",
         ),
-        ({"overlap_weight": 0}, r"overlap_weight=0 weights the error in the overlap; pass a number above 0"),
+        (
+            {"overlap_weight": 0},
+            r"overlap_weight must be a number above 0, got 0 \(it weights the error in the overlap\)",
+        ),
     ],
 )
 def test_hyper_parameters_out_of_range_are_refused(arguments, message):

@@ -322,10 +322,10 @@ def test_an_empty_sequence_is_a_predictor():
             {"patch_size": 12},
             "patches of 12 pixels every 6 pixels give a grid of 1 x 1 on images of 16 x 16, and 3 x 3 is the least",
         ),
-        ({"steps": 0}, "steps=0 is a number of distances; pass an integer of at least 1"),
-        ({"patch_size": 0}, "patch_size=0 is in pixels; pass an integer of at least 1"),
-        ({"stride": 0}, "stride=0 is in pixels; pass an integer of at least 1"),
-        ({"scale": 0}, "scale=0 multiplies the scores; pass a number above 0"),
+        ({"steps": 0}, r"steps must be an integer of at least 1, got 0 \(it is the number of distances to predict\)"),
+        ({"patch_size": 0}, r"patch_size must be an integer of at least 1, got 0 \(it is a length in pixels\)"),
+        ({"stride": 0}, r"stride must be an integer of at least 1, got 0 \(it is a length in pixels\)"),
+        ({"scale": 0}, r"scale must be a number above 0, got 0 \(it multiplies the scores\)"),
     ],
 )
 def test_grids_without_a_target_are_refused(arguments, message):

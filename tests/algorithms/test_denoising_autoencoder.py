@@ -194,10 +194,10 @@ def test_picture_has_three_columns_and_changes_nothing():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"p": 0.0}, r"p=0.0 is the probability that a pixel is destroyed; pass a number in \(0, 1\)"),
-        ({"p": 1.0}, r"p=1.0 .* pass a number in \(0, 1\)"),
+        ({"p": 0.0}, r"p must be a number in \(0, 1\), got 0.0 \(it is the probability that a pixel is destroyed\)"),
+        ({"p": 1.0}, r"p must be a number in \(0, 1\), got 1.0 "),
         ({"noise": "pepper"}, r"noise='pepper' is unknown; pass 'mask', 'gaussian' or 'salt-and-pepper'"),
-        ({"sigma": 0.0}, r"sigma=0.0 is the standard deviation of the noise; pass a number above 0"),
+        ({"sigma": 0.0}, r"sigma must be a number above 0, got 0.0 \(it is the standard deviation of the noise\)"),
     ],
 )
 def test_hyper_parameters_out_of_range_are_refused(arguments, message):

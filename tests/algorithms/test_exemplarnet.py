@@ -149,7 +149,7 @@ def test_weights_of_other_images_are_taken_without_their_classes():
 
 
 def test_arguments_that_cannot_be_trained_with_are_refused():
-    with pytest.raises(ValueError, match="n_classes=1 is the number of images that are classes; pass an integer of at"):
+    with pytest.raises(ValueError, match="n_classes must be an integer of at least 2, got 1 "):
         exemplarnet(n_classes=1)
     with pytest.raises(ValueError, match="makes 2 views of an image, 1 are needed"):
         exemplarnet(augment="byol")

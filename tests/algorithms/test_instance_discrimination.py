@@ -196,11 +196,11 @@ def test_a_predictor_that_is_not_a_module_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"temperature": 0.0}, "temperature=0.0 divides similarities; pass a number above 0"),
-        ({"temperature": -5}, "temperature=-5 divides similarities; pass a number above 0"),
-        ({"momentum": 1.0}, r"momentum=1.0 .* pass a number in \[0, 1\)"),
-        ({"negatives": 0}, "negatives=0 .* at least 1"),
-        ({"proximal": -1.0}, "proximal=-1.0 .* pass a number of at least 0"),
+        ({"temperature": 0.0}, r"temperature must be a number above 0, got 0.0 \(it divides similarities\)"),
+        ({"temperature": -5}, r"temperature must be a number above 0, got -5 \(it divides similarities\)"),
+        ({"momentum": 1.0}, r"momentum must be a number in \[0, 1\), got 1.0 "),
+        ({"negatives": 0}, "negatives must be an integer of at least 1, got 0 "),
+        ({"proximal": -1.0}, "proximal must be a number of at least 0, got -1.0 "),
         ({"augment": "byol"}, "makes 2 views of an image, .*1 are needed"),
     ],
 )

@@ -201,13 +201,16 @@ def test_an_empty_sequence_is_a_predictor():
     ("arguments", "message"),
     [
         ({"grid": 4}, "grid=4 is unknown; pass 2 or 3"),
-        ({"n_permutations": 1}, "n_permutations=1 is the number of permutations .*; pass an integer of at least 2"),
-        ({"tile": 13}, r"tile=13 is the side of a tile as a fraction of its cell's; pass a number in \(0, 1\]"),
-        ({"tile": 0}, r"tile=0 .* pass a number in \(0, 1\]"),
-        ({"channel_jitter": -0.1}, r"channel_jitter=-0.1 is a fraction of a tile's side; pass a number in \[0, 1\]"),
-        ({"greyscale": 2}, r"greyscale=2 is the fraction of tiles that become grey; pass a number in \[0, 1\]"),
+        ({"n_permutations": 1}, "n_permutations must be an integer of at least 2, got 1 "),
+        (
+            {"tile": 13},
+            r"tile must be a number in \(0, 1\], got 13 \(it is the side of a tile as a fraction of its cell's\)",
+        ),
+        ({"tile": 0}, r"tile must be a number in \(0, 1\], got 0 "),
+        ({"channel_jitter": -0.1}, r"channel_jitter must be a number in \[0, 1\], got -0.1 \(it is the largest shift"),
+        ({"greyscale": 2}, r"greyscale must be a number in \[0, 1\], got 2 \(it is the fraction of tiles"),
         ({"n_permutations_per_image": 25}, "=25 different permutations are needed and there are 24; .* from 1 to 24"),
-        ({"n_permutations_per_image": 0}, "n_permutations_per_image=0 .*; pass an integer of at least 1"),
+        ({"n_permutations_per_image": 0}, "n_permutations_per_image must be an integer of at least 1, got 0 "),
         ({"images": tiny_images(size=(5, 16)), "grid": 3}, "images of 5 x 16 are too small for 3 x 3 tiles"),
     ],
 )

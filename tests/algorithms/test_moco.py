@@ -314,13 +314,19 @@ def test_a_custom_projector_sets_the_width_of_the_queue():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"momentum": -0.1}, r"momentum=-0.1 is the fraction of the key encoder .* pass a number in \[0, 1\]"),
-        ({"splits": 0}, "splits=0 is a number of parts of a batch; pass an integer of at least 1"),
+        (
+            {"momentum": -0.1},
+            r"momentum must be a number in \[0, 1\], got -0.1 \(it is the fraction of the key encoder",
+        ),
+        ({"splits": 0}, r"splits must be an integer of at least 1, got 0 \(it is the number of parts of a batch\)"),
         ({"projector": "mpl"}, "projector='mpl' is unknown; pass 'linear', 'mlp' or a module"),
         ({"projector": None}, "projector=None is unknown; pass 'linear', 'mlp' or a module"),
-        ({"temperature": 0}, "temperature=0 divides similarities; pass a number above 0"),
-        ({"temperature": -5}, "temperature=-5 divides similarities; pass a number above 0"),
-        ({"queue_size": 0}, "queue_size=0 is the number of keys in the queue; pass an integer of at least 1"),
+        ({"temperature": 0}, r"temperature must be a number above 0, got 0 \(it divides similarities\)"),
+        ({"temperature": -5}, r"temperature must be a number above 0, got -5 \(it divides similarities\)"),
+        (
+            {"queue_size": 0},
+            r"queue_size must be an integer of at least 1, got 0 \(it is the number of keys in the queue\)",
+        ),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message, loss):

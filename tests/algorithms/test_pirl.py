@@ -253,12 +253,12 @@ def test_tile_augment_false_cuts_the_image_itself():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"weight": 1.5}, r"weight=1.5 .* pass a number in \[0, 1\]"),
-        ({"negatives": 0}, "negatives=0 .* at least 1"),
-        ({"grid": 1}, "grid=1 .* at least 2"),
-        ({"tile": 0}, "tile=0 .* at least 1"),
-        ({"temperature": -5}, "temperature=-5 divides similarities; pass a number above 0"),
-        ({"momentum": 1.0}, r"momentum=1.0 .* pass a number in \[0, 1\)"),
+        ({"weight": 1.5}, r"weight must be a number in \[0, 1\], got 1.5 "),
+        ({"negatives": 0}, "negatives must be an integer of at least 1, got 0 "),
+        ({"grid": 1}, "grid must be an integer of at least 2, got 1 "),
+        ({"tile": 0}, "tile must be an integer of at least 1, got 0 "),
+        ({"temperature": -5}, r"temperature must be a number above 0, got -5 \(it divides similarities\)"),
+        ({"momentum": 1.0}, r"momentum must be a number in \[0, 1\), got 1.0 "),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message, loss):

@@ -252,7 +252,7 @@ def test_sizes_of_bins_out_of_range_are_refused(arguments):
 
 
 def test_a_resolution_below_1_is_refused():
-    with pytest.raises(ValueError, match="resolution=0 is the longer side of the predicted map; pass an integer of at"):
+    with pytest.raises(ValueError, match=r"resolution must be an integer of at least 1, got 0 \(it is the longer side"):
         split_brain(resolution=0)
 
 

@@ -28,39 +28,45 @@ def test_values_in_range_pass():
 
 
 @pytest.mark.parametrize("value", [0, -5, -0.1, math.inf, math.nan])
-def test_what_is_not_positive_is_refused_with_its_meaning_and_a_remedy(value):
-    with pytest.raises(ValueError, match=f"^temperature={value} divides similarities; pass a number above 0.$"):
+def test_what_is_not_positive_is_refused_with_its_meaning(value):
+    with pytest.raises(
+        ValueError, match=rf"^temperature must be a number above 0, got {value} \(it divides similarities\)\.$"
+    ):
         require_positive("temperature", value, "divides similarities")
 
 
 @pytest.mark.parametrize("value", [-1, -1e-9, math.inf, math.nan])
 def test_negative_weights_are_refused(value):
-    with pytest.raises(ValueError, match=f"proximal={value} weights a distance; pass a number of at least 0"):
+    with pytest.raises(
+        ValueError, match=rf"^proximal must be a number of at least 0, got {value} \(it weights a distance\)\.$"
+    ):
         require_nonnegative("proximal", value, "weights a distance")
 
 
 def test_the_ends_of_a_fraction_are_open_where_said():
     kept = "is the fraction of the old value that is kept"
-    with pytest.raises(ValueError, match=rf"momentum=1 {kept}; pass a number in \[0, 1\)"):
+    with pytest.raises(ValueError, match=rf"^momentum must be a number in \[0, 1\), got 1 \(it {kept}\)\.$"):
         require_fraction("momentum", 1, kept, upper_open=True)
-    with pytest.raises(ValueError, match=r"scale=0 .*in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"^scale must be a number in \(0, 1\], got 0\.$"):
         require_fraction("scale", 0, lower_open=True)
     for value in (-0.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match=rf"momentum={value} .* \[0, 1\]"):
+        with pytest.raises(ValueError, match=rf"^momentum must be a number in \[0, 1\], got {value}\.$"):
             require_fraction("momentum", value)
 
 
 def test_counts_are_integers_of_at_least_the_minimum():
-    with pytest.raises(ValueError, match="queue_size=0 is the number of keys; pass an integer of at least 1"):
+    with pytest.raises(
+        ValueError, match=r"^queue_size must be an integer of at least 1, got 0 \(it is the number of keys\)\.$"
+    ):
         require_count("queue_size", 0, "is the number of keys")
-    with pytest.raises(TypeError, match="splits=2.0 is a count, but is of type float; pass an integer of at least 2"):
+    with pytest.raises(TypeError, match=r"^splits must be an integer of at least 2, got 2.0 of type float\.$"):
         require_count("splits", 2.0, minimum=2)
 
 
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("value", [True, "1", None, [1]])
 def test_booleans_and_other_types_are_refused(check, value):
-    with pytest.raises(TypeError, match=f"is of type {type(value).__name__}; pass"):
+    with pytest.raises(TypeError, match=rf"^argument must be .*, got .* of type {type(value).__name__}\.$"):
         check("argument", value)
 
 

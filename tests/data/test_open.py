@@ -163,7 +163,10 @@ def test_folder_wins_over_a_name(tmp_path, monkeypatch, noise):
 
 def test_what_is_missing_is_named(folder):
     path = folder(3)
-    with pytest.raises(FileNotFoundError, match='\'nowhere\' is not a folder, file or name; .*"photos", "cifar10"'):
+    with pytest.raises(
+        FileNotFoundError,
+        match='\'nowhere\' is neither an existing path nor the name of a data set; .*"photos", "cifar10"',
+    ):
         open_images("nowhere")
     with pytest.raises(FileNotFoundError, match="1 of 2 paths are not files, the first is .*009.png"):
         open_images([path / "001.png", path / "009.png"])

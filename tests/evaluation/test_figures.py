@@ -57,7 +57,7 @@ def test_any_channels_and_types_are_shown(tmp_path, channels, dtype):
 @pytest.mark.parametrize(("queries", "neighbours"), [(6, 1), (1, 5), (0, 1)])
 def test_too_few_images_are_an_error(tmp_path, queries, neighbours):
     images = torch.zeros(5, 3, 8, 8, dtype=torch.uint8)
-    match = f"queries={queries} and neighbours={neighbours} cannot be shown with 5 images; .*1 to 5 .*1 to 4"
+    match = f"queries={queries} and neighbours={neighbours} do not fit the 5 available images; .*1 to 5 .*1 to 4"
     with pytest.raises(ValueError, match=match):
         show_neighbours(nn.Flatten(), images, tmp_path / "figure.png", queries=queries, neighbours=neighbours)
 
@@ -77,7 +77,7 @@ def test_stand_ins_of_unreadable_images_are_not_shown(tmp_path, monkeypatch):
     shown = Image.open(show_neighbours(nn.Flatten(), Broken(), tmp_path / "a.png", queries=8, neighbours=7))
     for line in range(8):
         assert sorted(cell(shown, line, column)[0, 0, 0] for column in range(8)) == [10, 30, 50, 90, 110, 130, 150, 170]
-    with pytest.raises(ValueError, match="cannot be shown with 8 images"):
+    with pytest.raises(ValueError, match="do not fit the 8 available images"):
         show_neighbours(nn.Flatten(), Broken(), tmp_path / "a.png", queries=9, neighbours=1)
 
 

@@ -101,11 +101,11 @@ def test_a_tiny_temperature_does_not_overflow():
 @pytest.mark.parametrize("k", [0, 41])
 def test_k_must_be_between_one_and_the_number_of_images(k):
     train, labels = blobs(40)
-    with pytest.raises(ValueError, match=f"k={k} neighbours.*40 training images; pass k between 1 and 40"):
+    with pytest.raises(ValueError, match=rf"k must be between 1 and the number of training images \(40\), got {k}"):
         knn_predict(train, labels, train, k=k)
 
 
 def test_temperature_must_be_positive():
     train, labels = blobs(40)
-    with pytest.raises(ValueError, match=r"temperature=0 .*pass e\.g\. 0\.1"):
+    with pytest.raises(ValueError, match=r"temperature must be a number above 0, got 0 "):
         knn_predict(train, labels, train, temperature=0)

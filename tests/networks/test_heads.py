@@ -113,5 +113,7 @@ def test_wrong_arguments_are_refused():
         MLP(2, 2, last_norm="instance")
     with pytest.raises(ValueError, match="activation='tanh' is unknown; pass 'relu' or 'gelu'"):
         MLP(2, 2, activation="tanh")
-    with pytest.raises(ValueError, match="layers=0 is the number of linear layers; pass an integer of at least 1"):
+    with pytest.raises(
+        ValueError, match=r"layers must be an integer of at least 1, got 0 \(it is the number of linear layers\)"
+    ):
         MLP(2, 2, layers=0)

@@ -108,11 +108,13 @@ def test_every_row_is_drawn_as_a_negative():
 
 def test_empty_queues_and_impossible_momenta_are_refused():
     with pytest.raises(
-        ValueError, match="size=0 is the number of embeddings in the queue; pass an integer of at least 1"
+        ValueError,
+        match=r"size must be an integer of at least 1, got 0 \(it is the number of embeddings in the queue\)",
     ):
         FeatureQueue(0, 4)
     with pytest.raises(
-        ValueError, match=r"momentum=1 is the fraction of a bank's row that is kept; pass a number in \[0, 1\)"
+        ValueError,
+        match=r"momentum must be a number in \[0, 1\), got 1 \(it is the fraction of a bank's row that is kept\)",
     ):
         MemoryBank(3, 4, momentum=1)
 
@@ -167,6 +169,6 @@ def test_a_bank_can_be_filled_with_one_row_for_each_image():
     bank.fill(given)
     assert torch.allclose(bank.features, normalize(given, dim=1))
     with pytest.raises(
-        ValueError, match=r"features \(5, 4\) do not fill a bank of \(6, 4\); pass one row for each image"
+        ValueError, match=r"features \(5, 4\) do not match the bank's shape \(6, 4\); pass one row for each image"
     ):
         bank.fill(vectors(5))

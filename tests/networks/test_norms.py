@@ -115,7 +115,7 @@ def test_batch_renorm_is_computed_in_float32_under_mixed_precision():
     norm, same, x = BatchRenorm1d(3), BatchRenorm1d(3), torch.randn(6, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(norm(x), same(x)) and norm(x.bfloat16()).dtype == torch.float32
-    with pytest.raises(ValueError, match="warmup=0 is a number of steps; pass an integer of at least 1"):
+    with pytest.raises(ValueError, match=r"warmup must be an integer of at least 1, got 0 \(it is the number of steps"):
         BatchRenorm1d(3, warmup=0)
 
 

@@ -140,7 +140,7 @@ def test_scheduled_takes_a_number_or_a_schedule():
     [
         ({"shape": "sine"}, "shape='sine' is unknown; pass one of cosine, linear"),
         ({}, "shape='cosine' needs end=.*or shape=\"constant\""),
-        ({"end": 0.1, "shape": "constant"}, "end=0.1 has no meaning for shape='constant'"),
+        ({"end": 0.1, "shape": "constant"}, "end=0.1 is not used with shape='constant'"),
         ({"shape": "step"}, "needs exactly one of milestones= and every="),
         ({"shape": "step", "milestones": [1], "every": 2}, "needs exactly one of milestones= and every="),
         ({"end": 0.0, "every": 2}, "other shapes take neither"),
