@@ -231,6 +231,10 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
         """What a checkpoint holds of the supervisor, apart from its run."""
         return supervisor_state(self)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and ``copy.deepcopy`` take: everything but the run, which holds files, hooks and a schedule's functions."""
+        return {name: value for name, value in vars(self).items() if name != "run"}
+
     def __repr__(self) -> str:
         """One line: a notebook that shows the result of supervise() does not print the whole network."""
         backbone = "not built" if self.model is None else describe(self.exported_backbone)

@@ -13,6 +13,12 @@ from superself.data import ImageSpec, Preprocessing
 from superself.training import dataset_state_keys, read_checkpoint, require_fit, versions
 from superself.training.hyper_parameters import adopt, lineage, stored_values
 
+NEEDED = {
+    *("lineage", "arguments", "attached", "seed", "preprocessing", "data"),  # of the supervisor, and of its run:
+    *("step", "epoch", "epoch_began", "epoch_random", "settings", "optimizer", "lr_scheduler", "sampler", "metrics"),
+    *("trackers", "random"),
+}
+
 
 def supervisor_state(supervisor: Any) -> dict[str, Any]:
     """What NAME.pt holds of the supervisor; the run adds step, optimizer, schedule and random state."""
@@ -41,7 +47,7 @@ def load_run(supervisor: Any, name: str | Path) -> dict[str, Any]:
         ValueError: if the file does not fit; lists the keys.
     """
     stored = read_checkpoint(name)
-    missing = {"lineage", "arguments", "attached", "data", "preprocessing"} - stored.keys()
+    missing = NEEDED - stored.keys()
     if missing:
         raise ValueError(
             f"The file of {str(name)!r} has no {', '.join(sorted(missing))}, so another version of superself wrote it; train "
