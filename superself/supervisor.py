@@ -138,7 +138,7 @@ class Supervisor(Buildable):
         )  # fmt: skip
         settings.check_data(len(self.images) if self.has_data else 0)
         require_writable(settings.name)
-        stored = load_run(self, settings.name) if settings.continues else None
+        stored = load_run(self, settings.name, settings) if settings.continues else None
         self._require_model()
         self.run = Run(self, settings)
         self.seed = stored["seed"] if stored else self.seed if settings.seed is None else settings.seed
@@ -157,6 +157,7 @@ class Supervisor(Buildable):
         )
         self.run.open(train_loader, optimizer, lr_scheduler, stored)
         with self.run:
+            self._pristine = False
             self._epochs(settings.epochs, train_loader, optimizer, lr_scheduler)
         return self
 

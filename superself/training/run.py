@@ -22,11 +22,10 @@ from superself.training.checkpoint import (
     require_plain,
     write_checkpoint,
 )
-from superself.training.hyper_parameters import contradictions_of, lineage
 from superself.training.interrupt import FinishStepOnSignal
 from superself.training.metrics import Metrics
 from superself.training.precision import autocast, choose_precision
-from superself.training.settings import Settings, differences
+from superself.training.settings import Settings
 from superself.training.trackers import Record, Tracker
 from superself.training.trackers.progress import duration
 
@@ -374,24 +373,6 @@ class Run:
             own.set_state(state["loader"])
 
     def _load_state(self, stored: dict[str, Any]) -> None:
-        now = {**self.settings.describe(), "precision": self.precision}
-        found = differences(stored["settings"], now)
-        if not set(stored["lineage"]) & set(lineage(type(self.supervisor))):
-            found.append(f"algorithm: {stored['algorithm']} then, {type(self.supervisor).__name__} now")
-        found += contradictions_of(self.supervisor, stored["arguments"])
-        if self.settings.seed not in (None, stored["seed"]):
-            found.append(f"seed: {stored['seed']} then, {self.settings.seed} now")
-        count, fingerprint = stored["data"]["count"], stored["data"]["fingerprint"]
-        images = self.supervisor.images
-        if count != len(images):
-            found.append(f"images: {count} then, {len(images)} now")
-        elif fingerprint != images.fingerprint:
-            found.append(f"data set: {count} other images then")
-        if found:
-            raise ValueError(
-                f"The run {self.name!r} cannot be resumed with other settings ({'; '.join(found)}); pass what was passed then, "
-                "or pretrained=True to start a new run from its weights."
-            )
         self.step, self.epoch, self.epoch_began = stored["step"], stored["epoch"], stored["epoch_began"]
         self._epoch_random = stored["epoch_random"]
         self.resumed_within_epoch = self.step > self.epoch_began
