@@ -16,6 +16,7 @@ from superself.basics.declaration import BuildAfterInit, reject_unknown
 from superself.basics.validate import require_count
 from superself.data import Batch, Images, ImageSpec, Preprocessing, open_images
 from superself.data.open import check_size
+from superself.data.preprocessing import check_normalize
 from superself.networks import CombinedNet, describe
 from superself.state import load_run, supervisor_state
 from superself.training.hyper_parameters import default_of
@@ -74,8 +75,8 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
             torch.manual_seed(seed)
         if view_size is not None:
             view_size = check_size("view_size", view_size)
-        if normalize is not None and not (isinstance(normalize, (tuple, list)) and len(normalize) == 2):
-            raise TypeError(f"normalize={normalize!r} must be (mean, std), each a number or one value per channel.")
+        if normalize is not None:
+            check_normalize(normalize)
         for name, function in (("loss", loss), ("collate_fn", collate_fn), ("read", read)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name}={function!r} cannot be called; pass a function or a module.")
@@ -95,6 +96,7 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
         self._images: Images | None = None
         self.network_shape: tuple[int, int, int] | None = None  # (C, H, W) that the networks are built for
         self._built_for: tuple[Any, ...] | None = None
+        self._pristine = True  # whether the networks are as ``_build`` made them: neither trained nor loaded
         self._preprocessing: Preprocessing | None = None
         self.register_buffer(
             "_anchor", torch.empty(0), persistent=False
@@ -235,6 +237,7 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
         self.network_shape = shape  # later images may have another size
         self._build()
         self._built_for = (shape, len(self.images))
+        self._pristine = True
 
     def _require_model(self) -> None:
         if self.model is None or not hasattr(self.model, "backbone"):
@@ -246,6 +249,10 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds of the supervisor, apart from its run."""
         return supervisor_state(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and ``copy.deepcopy`` take: everything but the run, which holds files, hooks and a schedule's functions."""
+        return {name: value for name, value in vars(self).items() if name != "run"}
 
     def __repr__(self) -> str:
         """One line: a notebook that shows the result of supervise() does not print the whole network."""

@@ -10,8 +10,15 @@ from typing import Any
 
 from superself.basics.random import preserve_random_state
 from superself.data import ImageSpec, Preprocessing
-from superself.training import dataset_state_keys, read_checkpoint, require_fit, versions
-from superself.training.hyper_parameters import adopt, lineage, stored_values
+from superself.training import Settings, choose_precision, dataset_state_keys, read_checkpoint, require_fit, versions
+from superself.training.hyper_parameters import adopt, contradictions_of, lineage, stored_values
+from superself.training.settings import differences
+
+NEEDED = {
+    *("lineage", "arguments", "attached", "seed", "preprocessing", "data"),  # of the supervisor, and of its run:
+    *("step", "epoch", "epoch_began", "epoch_random", "settings", "optimizer", "lr_scheduler", "sampler", "metrics"),
+    *("trackers", "random"),
+}
 
 
 def supervisor_state(supervisor: Any) -> dict[str, Any]:
@@ -30,18 +37,22 @@ def supervisor_state(supervisor: Any) -> dict[str, Any]:
     }
 
 
-def load_run(supervisor: Any, name: str | Path) -> dict[str, Any]:
+def load_run(supervisor: Any, name: str | Path, settings: Settings | None = None) -> dict[str, Any]:
     """Gives ``supervisor`` the weights, hyper-parameters and preprocessing of a stored run, and returns the whole file.
 
     Networks are built again only if a hyper-parameter from the file or the shape of its images requires it. Seed, generator
     and whatever the user attached stay. State that belongs to the images of a data set, such as the rows of a memory bank,
     is only taken for the same data set.
 
+    Args:
+        supervisor: takes the run.
+        name: of the run.
+        settings: of the run that continues it; None if a run is only loaded.
     Raises:
-        ValueError: if the file does not fit; lists the keys.
+        ValueError: if the file does not fit; lists the keys. If it cannot be continued with ``settings``; lists both values.
     """
     stored = read_checkpoint(name)
-    missing = {"lineage", "arguments", "attached", "data", "preprocessing"} - stored.keys()
+    missing = NEEDED - stored.keys()
     if missing:
         raise ValueError(
             f"The file of {str(name)!r} has no {', '.join(sorted(missing))}, so another version of superself wrote it; train "
@@ -49,7 +60,7 @@ def load_run(supervisor: Any, name: str | Path) -> dict[str, Any]:
         )
     before = _snapshot(supervisor)
     try:
-        contradictions = _take(supervisor, name, stored)
+        contradictions = _take(supervisor, name, stored, settings)
     except Exception:
         _restore(supervisor, before)
         raise
@@ -58,17 +69,19 @@ def load_run(supervisor: Any, name: str | Path) -> dict[str, Any]:
     return stored
 
 
-def _take(supervisor: Any, name: str | Path, stored: dict[str, Any]) -> list[str]:
+def _take(supervisor: Any, name: str | Path, stored: dict[str, Any], settings: Settings | None) -> list[str]:
     shape, count = tuple(stored["data"]["shape"]), stored["data"]["count"]
     changed, contradictions = False, []
     if set(stored["lineage"]) & set(lineage(type(supervisor))):
         changed, contradictions = adopt(supervisor, stored["arguments"])
     _check_shape(supervisor, name, shape)
+    if settings is not None:
+        _require_same_run(supervisor, name, stored, settings)
     if not supervisor.has_data:
         supervisor.images = ImageSpec(shape, count)
     other_images = supervisor.has_data and supervisor.images.fingerprint != stored["data"]["fingerprint"]
-    if other_images and supervisor.run is not None and dataset_state_keys(supervisor):
-        changed = True  # rows of its own images that were made by the network which is now replaced
+    if other_images and not supervisor._pristine and dataset_state_keys(supervisor):
+        changed = True  # rows that were made by the network which is now replaced
     attached = supervisor._top_names() - supervisor._built
     if changed or (shape, len(supervisor.images)) != supervisor._built_for:
         device = supervisor.device
@@ -77,12 +90,33 @@ def _take(supervisor: Any, name: str | Path, stored: dict[str, Any]) -> list[str
         supervisor.to(device)
     supervisor._build_views()
     supervisor._built = supervisor._top_names() - attached
-    _load_weights(supervisor, name, stored, contradictions, other_images)
     preprocessing = Preprocessing.from_dict(stored["preprocessing"])
     supervisor.preprocessing = (
         replace(preprocessing, shape=supervisor.view_shape) if supervisor.has_data else preprocessing
     )
+    _load_weights(supervisor, name, stored, contradictions, other_images)  # last: what can fail has not failed
+    supervisor._pristine = False
     return contradictions
+
+
+def _require_same_run(supervisor: Any, name: str | Path, stored: dict[str, Any], settings: Settings) -> None:
+    precision = choose_precision(settings.precision, supervisor.device, supervisor)
+    found = differences(stored["settings"], {**settings.describe(), "precision": precision})
+    if not set(stored["lineage"]) & set(lineage(type(supervisor))):
+        found.append(f"algorithm: was {stored['algorithm']}, is now {type(supervisor).__name__}")
+    found += contradictions_of(supervisor, stored["arguments"])
+    if settings.seed not in (None, stored["seed"]):
+        found.append(f"seed: was {stored['seed']}, is now {settings.seed}")
+    count, images = stored["data"]["count"], supervisor.images
+    if count != len(images):
+        found.append(f"images: was {count}, is now {len(images)}")
+    elif stored["data"]["fingerprint"] != images.fingerprint:
+        found.append(f"data set: different images (same number, {count})")
+    if found:
+        raise ValueError(
+            f"The run {str(name)!r} cannot be resumed with other settings ({'; '.join(found)}); pass the original values, or "
+            "pretrained=True to start a new run from its weights."
+        )
 
 
 def _snapshot(supervisor: Any) -> dict[str, Any]:

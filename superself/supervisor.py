@@ -138,20 +138,27 @@ class Supervisor(Buildable):
         )  # fmt: skip
         settings.check_data(len(self.images) if self.has_data else 0)
         require_writable(settings.name)
-        stored = load_run(self, settings.name) if settings.continues else None
+        stored = load_run(self, settings.name, settings) if settings.continues else None
         self._require_model()
         self.run = Run(self, settings)
-        self.seed = stored["seed"] if stored else self.seed if seed is None else seed
+        self.seed = stored["seed"] if stored else self.seed if settings.seed is None else settings.seed
         seed_everything(self.seed, self.generator)
         self.generator.manual_seed(self.seed + rank())  # different views in each process
         if stored is None:
             self._load_pretrained(settings.name, pretrained)
         train_loader, optimizer, lr_scheduler = self._init_data_optimizer(
-            settings.optimizer, batch_size, shuffle, num_workers, self.collate_fn, lr, lr_scheduler
+            settings.optimizer,
+            settings.batch_size,
+            settings.shuffle,
+            settings.num_workers,
+            self.collate_fn,
+            settings.lr,
+            lr_scheduler,
         )
         self.run.open(train_loader, optimizer, lr_scheduler, stored)
         with self.run:
-            self._epochs(epochs, train_loader, optimizer, lr_scheduler)
+            self._pristine = False
+            self._epochs(settings.epochs, train_loader, optimizer, lr_scheduler)
         return self
 
     # ---- the five hooks of users -------------------------------------------------------------------------------------
@@ -289,6 +296,8 @@ class Supervisor(Buildable):
     def _as_batch(self, values: Any) -> Batch:
         """What a loader yields as a Batch."""
         data = Batch.from_loader(values)
+        if len(data) == 0:
+            raise ValueError("the loader or the collate_fn returned a batch without images; leave such batches out.")
         if data.index is None and self.needs_index:
             raise ValueError(
                 f"{type(self).__name__} needs the position of each image in the data set, and the loader does not give it; "

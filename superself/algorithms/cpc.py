@@ -21,7 +21,7 @@ from superself.augment import (
     recipe,
 )
 from superself.augment.recipes import is_small
-from superself.basics.validate import require_count, require_positive
+from superself.basics.validate import require_bool, require_count, require_positive
 from superself.data import Batch, to_float
 from superself.evaluation.figures import show_columns
 from superself.networks import CombinedNet, build_backbone, feature_width, tile_width
@@ -108,6 +108,7 @@ class ContrastivePredictiveCodingSupervisor(Supervisor):
                 require_count(name, value, "is a length in pixels")
         require_count("steps", steps, "is the number of distances to predict")
         require_positive("scale", scale, "multiplies the scores")
+        require_bool("layer_norm", layer_norm, "replaces batch norm by layer norm")
         self.patch_size, self.stride, self.steps = patch_size, stride, steps
         self.scale, self.layer_norm = scale, layer_norm
         self.given.backbone, self.given.context, self.given.predictor = backbone, context, predictor

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from superself.augment import Compose, GaussianNoise, PixelMask, Transform
-from superself.basics.validate import require_choice, require_fraction, require_positive
+from superself.basics.validate import require_bool, require_choice, require_fraction, require_positive
 from superself.data import Batch
 from superself.evaluation import mean_prediction_loss, show_columns
 from superself.networks import CombinedNet, Decoder, build_backbone, feature_width
@@ -77,6 +77,7 @@ class DenoiseNetSupervisor(Supervisor):
         require_fraction("p", p, "is the probability that a pixel is destroyed", lower_open=True, upper_open=True)
         require_choice("noise", noise, NOISES)
         require_positive("sigma", sigma, "is the standard deviation of the noise")
+        require_bool("corrupted_only", corrupted_only, "averages the error over the changed pixels")
         self.p, self.noise, self.sigma, self.corrupted_only = p, noise, sigma, corrupted_only
         self.given.backbone, self.given.predictor = backbone, predictor
 

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from superself.augment import GridTiles, RandomGrayscale
 from superself.augment.permutations import permutation_set
-from superself.basics.validate import require_choice, require_count, require_fraction
+from superself.basics.validate import require_bool, require_choice, require_count, require_fraction
 from superself.data import Batch, to_float
 from superself.evaluation.figures import show_columns
 from superself.networks import MLP, CombinedNet, build_backbone, tile_width
@@ -88,6 +88,7 @@ class JigsawNetSupervisor(Supervisor):
         require_fraction("channel_jitter", channel_jitter, "is the largest shift as a fraction of a tile's side")
         require_fraction("greyscale", greyscale, "is the fraction of tiles that are made grey")
         require_count("n_permutations_per_image", n_permutations_per_image, "is the number of puzzles per image")
+        require_bool("whole", whole, "gives the backbone the whole puzzle")
         most = min(n_permutations, math.factorial(grid**2))
         if n_permutations_per_image > most:
             raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from superself.basics.validate import require_count, require_fraction, require_positive
+from superself.basics.validate import require_bool, require_count, require_fraction, require_positive
 from superself.data import Batch
 from superself.joint_embedding import JointEmbedding
 from superself.losses import InfoNCE
@@ -88,6 +88,7 @@ class MomentumContrastSupervisor(JointEmbedding):
         require_count("splits", splits, "is the number of parts of a batch")
         if not isinstance(projector, nn.Module) and projector not in self.named_projectors:
             raise ValueError(f"projector={projector!r} is unknown; pass 'linear', 'mlp' or a module.")
+        require_bool("symmetric", symmetric, "makes each view the query once")
         self.queue_size, self.momentum, self.temperature = queue_size, momentum, temperature
         self.splits, self.symmetric = splits, symmetric
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 from torchvision.transforms.functional import gaussian_blur
 
+from superself.basics.validate import require_number
 from superself.data import Batch
 from superself.networks import MLP, CombinedNet, build_backbone, feature_width
 from superself.supervisor import Supervisor
@@ -67,7 +68,13 @@ class RotateNetSupervisor(Supervisor):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(None, dataset, loss, collate_fn, augment=augment, **options)
+        if isinstance(rotations, str) or not isinstance(rotations, Iterable):
+            raise TypeError(
+                f"rotations={rotations!r} must be several angles in degrees, for example (0, 90, 180, 270)."
+            )
         self.rotations = tuple(rotations)
+        for angle in self.rotations:
+            require_number("rotations", angle, "are angles in degrees")
         if len({angle % 360 for angle in self.rotations}) < max(2, len(self.rotations)):
             raise ValueError(
                 f"rotations={self.rotations} must be two or more different angles, for example (0, 90, 180, 270)."

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, interpolate
 
-from superself.basics.validate import require_count
+from superself.basics.validate import require_bool, require_count
 from superself.data import Batch
 from superself.evaluation import map_views, show_columns
 from superself.networks import (
@@ -93,6 +93,7 @@ class SplitBrainNetSupervisor(Supervisor):
                 "l_step above 0 and up to 50."
             )
         require_count("resolution", resolution, "is the longer side of the predicted map, in pixels")
+        require_bool("rebalance", rebalance, "gives rare colours more weight")
         self.ab_step, self.l_step, self.resolution, self.rebalance = ab_step, l_step, resolution, rebalance
         self.given.backbone, self.given.predictor = backbone, predictor
 

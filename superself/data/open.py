@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,10 @@ def check_size(name: str, size: Any) -> tuple[int, int]:
         ValueError: if it is neither.
     """
     pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    if len(pair) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in pair):
+    whole = all(isinstance(side, Integral) and not isinstance(side, bool) for side in pair)
+    if len(pair) != 2 or not whole or min(pair) < 1:
         raise ValueError(f"{name}={size!r} is not a size; pass one number of pixels or (height, width).")
-    return pair
+    return int(pair[0]), int(pair[1])
 
 
 def _check_planes(planes: Any) -> Planes:

@@ -37,6 +37,25 @@ def channel_statistics(images: Images) -> tuple[Tensor, Tensor]:
     return mean, (square - mean.square()).clamp(min=0).sqrt()
 
 
+def check_normalize(normalize: Any) -> tuple[Tensor, Tensor]:
+    """(mean, std), each one value per channel or one number, as two vectors of float32 on the CPU.
+
+    Raises:
+        TypeError: if it is not a pair of numbers, sequences, arrays or tensors.
+        ValueError: if a value is not finite, or a std not positive.
+    """
+    wrong = f"normalize={normalize!r} must be (mean, std), each a number or one value per channel."
+    if not isinstance(normalize, (tuple, list)) or len(normalize) != 2:
+        raise TypeError(wrong)
+    try:
+        mean, std = (torch.as_tensor(value, dtype=torch.float32, device="cpu").flatten() for value in normalize)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(wrong) from error
+    if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+        raise ValueError(f"normalize={normalize!r} needs finite values and stds larger than 0; pass such (mean, std).")
+    return mean, std
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """The normalisation of every batch before the network: (x - mean) / std, with x from ``to_float``.
@@ -91,7 +110,7 @@ class Preprocessing:
             mean, std = channel_statistics(images)
             std = torch.where(std > 1e-6, std, 1.0)  # a constant channel has nothing to scale
         else:
-            mean, std = (torch.as_tensor(value, dtype=torch.float32).flatten() for value in normalize)
+            mean, std = check_normalize(normalize)
             mean, std = (value.expand(channels) if value.numel() == 1 else value for value in (mean, std))
         dtype = str(images.dtype).removeprefix("torch.")
         return cls(tuple(images.shape), dtype, tuple(mean.tolist()), tuple(std.tolist()))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from superself.training.checkpoint import is_plain
-from superself.training.describe import to_plain
+from superself.training.describe import describe_value, to_plain
 from superself.training.schedules import Schedule
 
 NOT_STORED = {"self", "model", "dataset", "collate_fn", "seed"}  # and what only concerns how the data are read:
@@ -70,7 +70,13 @@ def contradictions_of(supervisor: nn.Module, stored: dict[str, Any]) -> list[str
     """Where the hyper-parameters of ``supervisor`` differ from stored ones, both values included."""
     now = stored_values(supervisor)
     pairs = [(name, value, now[name]) for name, value in stored.items() if name in now]
-    return [f"{name}: was {old!r}, is now {new!r}" for name, old, new in pairs if not _equal(old, new)]
+    found = [f"{name}: was {old!r}, is now {new!r}" for name, old, new in pairs if not _equal(old, new)]
+    for name in ("augment", "loss"):  # two functions cannot be compared, but one with a name or with None can
+        own = _value(supervisor, name)
+        if own is not MISSING and (name in stored) != (name in now):
+            old = repr(stored[name]) if name in stored else "a function or module"
+            found.append(f"{name}: was {old}, is now {own if name in now else describe_value(own)!r}")
+    return found
 
 
 def default_of(cls: type, name: str) -> Any:
@@ -96,7 +102,8 @@ def _storable(value: Any) -> Any:
 
 
 def _value(supervisor: nn.Module, name: str) -> Any:
-    return getattr(supervisor.given, name, vars(supervisor).get(name, MISSING))
+    attributes = {**supervisor._modules, **vars(supervisor)}  # an augmentation may be a module
+    return getattr(supervisor.given, name, attributes.get(name, MISSING))
 
 
 def _equal(first: Any, second: Any) -> bool:

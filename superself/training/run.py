@@ -22,11 +22,10 @@ from superself.training.checkpoint import (
     require_plain,
     write_checkpoint,
 )
-from superself.training.hyper_parameters import contradictions_of, lineage
 from superself.training.interrupt import FinishStepOnSignal
 from superself.training.metrics import Metrics
 from superself.training.precision import autocast, choose_precision
-from superself.training.settings import Settings, differences
+from superself.training.settings import Settings
 from superself.training.trackers import Record, Tracker
 from superself.training.trackers.progress import duration
 
@@ -52,6 +51,7 @@ class Run:
         self.resumed_within_epoch = False
         self._no_gradient, self._hooks = "", []
         self._began_at = 0  # the step that this call of supervise() starts from
+        self._continues = self._recording = False  # whether there is a file to resume; whether NAME belongs to this run
         self._epoch_random: dict[str, Any] | None = None  # before this epoch, where a user's loader draws the order
         self._began, self._waited, self._images, self._steps_timed, self._drawn = 0.0, 0.0, 0, 0, 0.0
         device = supervisor.device
@@ -64,16 +64,21 @@ class Run:
         """Takes what ``_init_data_optimizer`` made, continues a stored run, and notifies the trackers."""
         self.loader, self.optimizer, self.lr_scheduler = loader, optimizer, lr_scheduler
         self.sampler = getattr(loader, "sampler", None)
-        self.steps_per_epoch = len(loader)
-        self.total_steps = self.steps_per_epoch * self.settings.epochs
+        try:
+            self._count_steps(loader)
+        except TypeError as error:
+            raise TypeError(
+                f"the loader is a {type(loader).__name__}, which has no len(), so the number of steps is unknown; return one "
+                "with a length from _init_data_optimizer, for example a DataLoader over a map-style data set."
+            ) from error
         chance = self.supervisor.chance_loss if self.supervisor.uses_its_own_loss else None
         self.chance_loss = None if chance is None else float(chance)  # may be measured on the data, so only once
         self.trackers = [*self.supervisor._trackers(), *self.settings.trackers]
         if stored is not None:
             self._load_state(stored)
-        replaces = stored is None and not self.settings.overwrite
-        kept = archived_path(self.name) if replaces else None
-        facts = self.supervisor._facts() | {
+        self._continues = stored is not None
+        kept = None if self._continues or self.settings.overwrite else archived_path(self.name)
+        self.facts = self.supervisor._facts() | {
             "settings": self.settings.describe(),
             "precision": self.precision,
             "epochs": self.settings.epochs,
@@ -83,15 +88,24 @@ class Run:
         }
         require_plain(self._state())
         self._began_at = self.step
-        late = [
-            tracker for tracker in self.trackers if isinstance(tracker, Record)
-        ]  # whose files take the old run's place
-        for tracker in [tracker for tracker in self.trackers if tracker not in late]:
-            tracker.start({**facts, "run": self})
-        if replaces:
+        for tracker in self.trackers:
+            if not isinstance(tracker, Record):
+                tracker.start({**self.facts, "run": self})
+
+    def _start_record(self) -> None:
+        """Moves the run of this name out of the way and starts the record, not before a step of this run has succeeded."""
+        if self._recording:
+            return
+        self._recording = True
+        if not (self._continues or self.settings.overwrite):
             archive(self.name)
-        for tracker in late:
-            tracker.start({**facts, "run": self})
+        for tracker in self.trackers:
+            if isinstance(tracker, Record):
+                tracker.start({**self.facts, "run": self})
+
+    def _count_steps(self, loader: Any) -> None:
+        self.steps_per_epoch = len(loader)
+        self.total_steps = self.epoch_began + self.steps_per_epoch * max(0, self.settings.epochs - self.epoch)
 
     def __enter__(self) -> Run:
         self.signals.__enter__()
@@ -177,7 +191,7 @@ class Run:
             with preserve_random_state():
                 self.metrics = Metrics()
                 supervisor.train()
-                data = self.loader.peek().to(supervisor.device)
+                data = supervisor._as_batch(self.loader.peek()).to(supervisor.device)
                 for _ in range(2):  # the first pass also warms up
                     began = time.perf_counter()
                     with self.autocast():
@@ -211,22 +225,20 @@ class Run:
         elif hasattr(self.sampler, "set_epoch"):  # torch's DistributedSampler
             self.sampler.set_epoch(self.epoch)
         supervisor = self.supervisor
-        self.steps_per_epoch = len(loader) if hasattr(loader, "__len__") else self.steps_per_epoch
-        self.total_steps = self.epoch_began + self.steps_per_epoch * (self.settings.epochs - self.epoch)
+        if hasattr(loader, "__len__"):
+            self._count_steps(loader)  # a sampler may have got other images
         self._waited, self._images, self._steps_timed, self._drawn = 0.0, 0, 0, 0.0
         self._began = asked = time.perf_counter()
-        if not skips_itself and done and self._epoch_random is not None:  # a user's loader draws the same order again
-            continued = random_state(supervisor.generator)
-            set_random_state(self._epoch_random, supervisor.generator)
+        skipped, continued = 0 if skips_itself else done, self._random_state()
+        if skipped and self._epoch_random is not None:  # a user's loader draws the same order again
+            self._set_random_state(self._epoch_random)
         else:
-            continued = None
-            self._epoch_random = None if skips_itself else random_state(supervisor.generator)
+            self._epoch_random = None if skips_itself else continued
         for position, values in enumerate(loader):
-            if not skips_itself and position < done:
+            if position < skipped:
+                if position == skipped - 1:
+                    self._set_random_state(continued)
                 continue
-            if continued is not None:
-                set_random_state(continued, supervisor.generator)
-                continued = None
             data = supervisor._as_batch(values).to(supervisor.device)
             self._waited += time.perf_counter() - asked
             self._images += len(data)
@@ -243,6 +255,7 @@ class Run:
 
     def end_step(self, loss: Tensor) -> None:
         """Counts the step, shows it now and then, and leaves after a signal."""
+        self._start_record()
         self.metrics.add("loss", loss)
         self.step += 1
         self._steps_timed += 1
@@ -331,6 +344,7 @@ class Run:
 
     def save(self) -> None:
         """Writes NAME.pt."""
+        self._start_record()
         write_checkpoint(self.name, self._state())
         self.saved_step = self.step
 
@@ -347,28 +361,21 @@ class Run:
             "sampler": self.sampler.state_dict() if hasattr(self.sampler, "state_dict") else {},
             "metrics": self.metrics.state_dict(),
             "trackers": [(type(tracker).__name__, tracker.state_dict()) for tracker in self.trackers],
-            "random": random_state(self.supervisor.generator),
+            "random": self._random_state(),
         }
 
+    def _random_state(self) -> dict[str, Any]:
+        """Of all random sources, and of the generator of a user's DataLoader."""
+        state, own = random_state(self.supervisor.generator), getattr(self.loader, "generator", None)
+        return state if own is None else {**state, "loader": own.get_state()}
+
+    def _set_random_state(self, state: dict[str, Any]) -> None:
+        set_random_state(state, self.supervisor.generator)
+        own = getattr(self.loader, "generator", None)
+        if own is not None and "loader" in state:
+            own.set_state(state["loader"])
+
     def _load_state(self, stored: dict[str, Any]) -> None:
-        now = {**self.settings.describe(), "precision": self.precision}
-        found = differences(stored["settings"], now)
-        if not set(stored["lineage"]) & set(lineage(type(self.supervisor))):
-            found.append(f"algorithm: was {stored['algorithm']}, is now {type(self.supervisor).__name__}")
-        found += contradictions_of(self.supervisor, stored["arguments"])
-        if self.settings.seed not in (None, stored["seed"]):
-            found.append(f"seed: was {stored['seed']}, is now {self.settings.seed}")
-        count, fingerprint = stored["data"]["count"], stored["data"]["fingerprint"]
-        images = self.supervisor.images
-        if count != len(images):
-            found.append(f"images: was {count}, is now {len(images)}")
-        elif fingerprint != images.fingerprint:
-            found.append(f"data set: different images (same number, {count})")
-        if found:
-            raise ValueError(
-                f"The run {self.name!r} cannot be resumed with other settings ({'; '.join(found)}); pass the original values, "
-                "or pretrained=True to start a new run from its weights."
-            )
         self.step, self.epoch, self.epoch_began = stored["step"], stored["epoch"], stored["epoch_began"]
         self._epoch_random = stored["epoch_random"]
         self.resumed_within_epoch = self.step > self.epoch_began
@@ -376,6 +383,7 @@ class Run:
         self.lr_scheduler.load_state_dict(stored["lr_scheduler"])
         if stored["sampler"]:
             self.sampler.load_state_dict(stored["sampler"])
+        self._count_steps(self.loader)
         self.metrics.load_state_dict(stored["metrics"])
         states = list(stored["trackers"])
         for tracker in self.trackers:
@@ -383,12 +391,13 @@ class Run:
             if mine is not None:
                 states.remove(mine)
                 tracker.load_state_dict(mine[1])
-        set_random_state(stored["random"], self.supervisor.generator)
+        self._set_random_state(stored["random"])
 
     def _require_finite(self, loss: float) -> None:
         if math.isfinite(loss):
             return
-        kept = "nothing has been stored yet" if self.saved_step is None else f"{self.name}.pt keeps the last good epoch"
+        is_stored = self._continues or self.saved_step is not None
+        kept = f"{self.name}.pt keeps the last good epoch" if is_stored else "nothing has been stored yet"
         remedies = "try a lower lr" + ("" if self.precision == "32-true" else ' or precision="32-true"')
         raise FloatingPointError(
             f"The loss is {loss} in epoch {self.epoch + 1}, step {self.step + 1}: {kept}. Likely causes: images with values that "

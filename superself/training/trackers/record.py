@@ -25,6 +25,8 @@ class Record(Tracker):
         self.csv_path = Path(f"{name}.csv")
         self.skipped_path = Path(f"{name}.skipped.txt")
         self.rows: list[dict[str, Any]] = []
+        self.facts: dict[str, Any] = {}  # empty until ``start``
+        self.warnings: list[str] = []
 
     def start(self, facts: dict[str, Any]) -> None:
         """Writes the facts; rows of epochs that a resumed run has finished are kept."""
@@ -33,7 +35,7 @@ class Record(Tracker):
         self.run = facts.pop("run")
         self.rows = self._stored_rows(self.run.epoch)
         self._write_rows()
-        self.facts = {**describe_value(facts), "versions": versions(), "warnings": [], "start": _now()}
+        self.facts = {**describe_value(facts), "versions": versions(), "warnings": self.warnings, "start": _now()}
         self.facts.update(end=None, state="running")
         self._write_facts()
         self._write_skipped()
@@ -45,11 +47,14 @@ class Record(Tracker):
 
     def warn(self, text: str) -> None:
         """Notes a sentence on what looks wrong."""
-        self.facts["warnings"].append(text)
-        self._write_facts()
+        self.warnings.append(text)
+        if self.facts:
+            self._write_facts()
 
     def end(self, state: str) -> None:
         """Notes how the run ended, and the images that could not be read."""
+        if not self.facts:  # no step has succeeded: an earlier run keeps its files
+            return
         self._write_skipped()
         self.facts.update(end=_now(), state=state)
         self._write_facts()
@@ -57,13 +62,16 @@ class Record(Tracker):
     def _stored_rows(self, finished_epochs: int) -> list[dict[str, Any]]:
         if not finished_epochs or not self.csv_path.is_file():
             return []
-        with self.csv_path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        return [row for row in rows if (row.get("epoch") or "").isdigit() and int(row["epoch"]) <= finished_epochs]
+        try:
+            with self.csv_path.open(newline="", encoding="utf-8") as file:
+                rows = [{key: value for key, value in row.items() if key is not None} for row in csv.DictReader(file)]
+        except (csv.Error, UnicodeDecodeError):  # someone else's file, or a damaged one
+            return []
+        return [row for row in rows if (row.get("epoch") or "").isdecimal() and int(row["epoch"]) <= finished_epochs]
 
     def _write_rows(self) -> None:
         columns = list(dict.fromkeys(key for row in self.rows for key in row)) or ["epoch"]
-        with self.csv_path.open("w", newline="") as file:
+        with self.csv_path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.rows)
@@ -76,7 +84,7 @@ class Record(Tracker):
             self.skipped_path.unlink(missing_ok=True)
 
     def _write_facts(self) -> None:
-        self.yaml_path.write_text(yaml.safe_dump(self.facts, sort_keys=False, allow_unicode=True))
+        self.yaml_path.write_text(yaml.safe_dump(self.facts, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _now() -> str:
