@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from superself.basics.validate import (
+    require_bool,
     require_choice,
     require_count,
     require_fraction,
     require_nonnegative,
+    require_number,
     require_positive,
 )
 
