@@ -74,7 +74,7 @@ class RotateNetSupervisor(Supervisor):
             )
         self.rotations = tuple(rotations)
         for angle in self.rotations:
-            require_number("rotations", angle, "are angles in degrees")
+            require_number("each of rotations", angle, "is an angle in degrees")
         if len({angle % 360 for angle in self.rotations}) < max(2, len(self.rotations)):
             raise ValueError(
                 f"rotations={self.rotations} must be two or more different angles, for example (0, 90, 180, 270)."

@@ -74,22 +74,22 @@ def require_count(name: str, value: Any, meaning: str = "", *, minimum: int = 1)
         raise ValueError(_sentence(name, need, value, meaning))
 
 
-def require_number(name: str, value: Any, meaning: str = "is a number") -> None:
+def require_number(name: str, value: Any, meaning: str = "") -> None:
     """Checks that ``value`` is a finite number; see ``require_positive``."""
     need = "a finite number"
-    _require_number(name, value, meaning, need)
+    _require_number(name, value, need, meaning)
     if not -math.inf < value < math.inf:
-        raise ValueError(f"{name}={value} {meaning}; pass {need}.")
+        raise ValueError(_sentence(name, need, value, meaning))
 
 
-def require_bool(name: str, value: Any, meaning: str = "switches a part on") -> None:
+def require_bool(name: str, value: Any, meaning: str = "") -> None:
     """Checks that ``value`` is True or False.
 
     Raises:
         TypeError: if it is anything else, numbers and strings included.
     """
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r} (it {meaning}).")
+        raise TypeError(_sentence(name, "True or False", repr(value), meaning))
 
 
 def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:

@@ -82,13 +82,13 @@ def test_unknown_choices_are_answered_with_all_of_them():
 @pytest.mark.parametrize("value", [1, 0, "True", None])
 def test_a_switch_takes_true_or_false_only(value):
     require_bool("whole", True)
-    with pytest.raises(TypeError, match=f"whole={value!r} .* is of type {type(value).__name__}; pass True or False"):
+    with pytest.raises(TypeError, match=f"whole must be True or False, got {value!r} "):
         require_bool("whole", value, "gives the backbone the whole puzzle")
 
 
 def test_a_number_may_be_negative_but_must_be_finite():
     require_number("angle", -90)
-    with pytest.raises(ValueError, match="angle=nan is in degrees; pass a finite number"):
+    with pytest.raises(ValueError, match="angle must be a finite number, got nan"):
         require_number("angle", float("nan"), "is in degrees")
-    with pytest.raises(TypeError, match="angle='a' is in degrees, but is of type str"):
+    with pytest.raises(TypeError, match="angle must be a finite number, got 'a' of type str"):
         require_number("angle", "a", "is in degrees")

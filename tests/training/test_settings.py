@@ -72,7 +72,7 @@ def test_a_name_without_a_file_name_is_refused(name):
         ({"resume": 0}, 'resume=0 must be True, False or "auto"'),
         ({"pretrained": ""}, "pretrained='' must be True, False, or the name of a run"),
         ({"pretrained": 1}, "pretrained=1 must be True, False, or the name of a run"),
-        ({"trackers": Tracker()}, r"trackers is a Tracker; pass a list, trackers=\[Own\(\)\]"),
+        ({"trackers": Tracker()}, r"trackers is a Tracker; pass a list, trackers=\[MyTracker\(\)\]"),
         ({"trackers": [Tracker]}, "which is not a Tracker; pass instances"),
         ({"shuffle": 1}, "shuffle=1 must be True or False"),
     ],
@@ -116,15 +116,15 @@ def test_hyper_parameters_of_numpy_are_stored_as_plain_numbers(algorithm, argume
         *(({"image_size": size}, "image_size=.* is not a size; pass one number of") for size in (True, 0, "a")),
         *(({"normalize": value}, r"normalize=.* must be \(mean, std\)") for value in (1, "x", "xy", ("a", "b"), (None, 1))),
         ({"normalize": (0.5, 0)}, "normalize=.* needs finite values and stds larger than 0"),
-        ({"seed": -1}, "seed=-1 makes a run repeatable; pass an integer of at least 0"),
-        ({"seed": 3.5}, "seed=3.5 makes a run repeatable, but is of type float; pass an integer"),
-        ({"seed": True}, "seed=True makes a run repeatable, but is of type bool; pass an integer"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+        ({"seed": 3.5}, "seed must be an integer of at least 0, got 3.5 of type float"),
+        ({"seed": True}, "seed must be an integer of at least 0, got True of type bool"),
         ({"loss": 3}, "loss=3 cannot be called; pass a function or a module"),
         ({"collate_fn": 3}, "collate_fn=3 cannot be called; pass a function or a module"),
         ({"read": 3}, "read=3 cannot be called; pass a function or a module"),
         ({"rotations": 3}, "rotations=3 must be several angles in degrees"),
         ({"rotations": "ab"}, "rotations='ab' must be several angles in degrees"),
-        ({"rotations": ("a", "b")}, "rotations='a' are angles in degrees, but is of type str; pass a finite number"),
+        ({"rotations": ("a", "b")}, "each of rotations must be a finite number, got 'a' of type str"),
         ({"rotations": (0,)}, r"rotations=\(0,\) must be two or more different angles"),
     ],
     ids=str,
@@ -146,6 +146,6 @@ def test_an_argument_that_cannot_be_used_is_refused_with_what_is_needed(argument
 )
 @pytest.mark.parametrize("value", [1, "yes", None, nn.Identity()], ids=str)
 def test_what_is_not_true_or_false_is_refused_for_a_switch(algorithm, name, value):
-    with pytest.raises(TypeError, match=f"{name}=.* is of type {type(value).__name__}; pass True or False"):
+    with pytest.raises(TypeError, match=f"{name} must be True or False, got"):
         algorithm(**{name: value})
     assert getattr(algorithm(**{name: np.True_}), name) is True
