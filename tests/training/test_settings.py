@@ -76,7 +76,6 @@ def test_a_name_without_a_file_name_is_refused(name):
         ({"trackers": [Tracker]}, "which is not a Tracker; pass instances"),
         ({"shuffle": 1}, "shuffle=1 must be True or False"),
     ],
-    ids=str,
 )
 def test_a_setting_of_another_type_is_refused_with_what_is_needed(settings, message):
     with pytest.raises((TypeError, ValueError), match=message):
