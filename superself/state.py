@@ -72,7 +72,7 @@ def load_run(supervisor: Any, name: str | Path, settings: Settings | None = None
 def _take(supervisor: Any, name: str | Path, stored: dict[str, Any], settings: Settings | None) -> list[str]:
     shape, count = tuple(stored["data"]["shape"]), stored["data"]["count"]
     changed, contradictions = False, []
-    if set(stored["lineage"]) & set(lineage(type(supervisor))):
+    if _share_an_algorithm(supervisor, stored):
         changed, contradictions = adopt(supervisor, stored["arguments"])
     _check_shape(supervisor, name, shape)
     if settings is not None:
@@ -102,7 +102,7 @@ def _take(supervisor: Any, name: str | Path, stored: dict[str, Any], settings: S
 def _require_same_run(supervisor: Any, name: str | Path, stored: dict[str, Any], settings: Settings) -> None:
     precision = choose_precision(settings.precision, supervisor.device, supervisor)
     found = differences(stored["settings"], {**settings.describe(), "precision": precision})
-    if not set(stored["lineage"]) & set(lineage(type(supervisor))):
+    if not _share_an_algorithm(supervisor, stored):
         found.append(f"algorithm: was {stored['algorithm']}, is now {type(supervisor).__name__}")
     found += contradictions_of(supervisor, stored["arguments"])
     if settings.seed not in (None, stored["seed"]):
@@ -117,6 +117,10 @@ def _require_same_run(supervisor: Any, name: str | Path, stored: dict[str, Any],
             f"The run {str(name)!r} cannot be resumed with other settings ({'; '.join(found)}); pass the original values, or "
             "pretrained=True to start a new run from its weights."
         )
+
+
+def _share_an_algorithm(supervisor: Any, stored: dict[str, Any]) -> bool:
+    return bool(set(stored["lineage"]) & set(lineage(type(supervisor))))
 
 
 def _snapshot(supervisor: Any) -> dict[str, Any]:
@@ -145,7 +149,7 @@ def _load_weights(
         model |= {key: own[key] for key in dataset_state_keys(supervisor)}
     notes = f" ({'; '.join(contradictions)})" if contradictions else ""
     this = type(supervisor).__name__
-    other = "" if set(stored["lineage"]) & set(lineage(type(supervisor))) else f" and not of {this}"
+    other = "" if _share_an_algorithm(supervisor, stored) else f" and not of {this}"
     require_fit(own, model, f"{name}, a run of {stored['algorithm']}{other}{notes},")
     supervisor.load_state_dict(model)
 

@@ -94,6 +94,7 @@ class MomentumContrastSupervisor(JointEmbedding):
 
     def _build(self) -> None:
         super()._build()  # self.model = f_q
+        self._has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.model.modules())
         self.key_encoder = MomentumEncoder(self.model)  # f_k
         self.queue = FeatureQueue(self.queue_size, self.embedding_width)
 
@@ -115,8 +116,7 @@ class MomentumContrastSupervisor(JointEmbedding):
 
     def _split_batch_norm(self, network: nn.Module, views: Tensor) -> Tensor:
         """Embeddings (B, E) of views (B, C, h, w); in train mode, batch norm sees a random part of the batch at a time."""
-        has_batch_norm = any(isinstance(module, _BatchNorm) for module in network.modules())
-        parts = min(self.splits, len(views) // 2) if self.training and has_batch_norm else 1
+        parts = min(self.splits, len(views) // 2) if self.training and self._has_batch_norm else 1
         if parts < 2:
             return network(views)
         order = torch.randperm(len(views), generator=self.generator).to(views.device, non_blocking=True)
