@@ -97,6 +97,16 @@ class Supervisor(Buildable):
         probe: tuple[Any, Any] | None = None,
         probe_every: int = 1,
         precision: str = "auto",
+        devices: int | str | Sequence[int] = "auto",
+        strategy: str = "auto",
+        num_nodes: int = 1,
+        sync_batchnorm: bool = False,
+        accumulate: int = 1,
+        micro_batch: int | None = None,
+        clip: float | None = None,
+        average: float | None = None,
+        on_nan: str = "stop",
+        save_every: str | float | None = "5min",
         compile: bool = False,
         progress: bool = True,
         trackers: Sequence[Tracker] = (),
@@ -121,7 +131,22 @@ class Supervisor(Buildable):
             seed: of order, views and dropout; None takes the constructor's, which covers the initial weights too.
             probe: (labelled_train, labelled_test): prints the kNN accuracy of the backbone; changes no weight.
             probe_every: epochs from one probe to the next.
-            precision: "bf16-mixed", "32-true", or "auto": bfloat16 where the hardware computes in it.
+            precision: "bf16-mixed", "16-mixed", "32-true", or "auto": bfloat16 where the hardware computes in it.
+            devices: how many accelerators or processes, or which ones; "auto" stays on the supervisor's device, and under
+                torchrun or SLURM takes one per process.
+            strategy: "ddp" or "fsdp" for several processes, "dp" for several accelerators in this one; "auto" is "ddp"
+                wherever there are several processes.
+            num_nodes: machines.
+            sync_batchnorm: batch norm sees the batches of all processes.
+            accumulate: parts of each batch that are computed one after the other, to save memory. ``batch_size`` stays the
+                number of images per optimizer step.
+            micro_batch: images that go through the networks at once, to save memory; the loss still compares all images of
+                the batch with each other. Costs one more forward pass.
+            clip: largest norm of the gradient of all parameters together; None does not clip.
+            average: fraction of a moving average of the weights that is kept at each step, for example 0.999;
+                ``get_backbone(averaged=True)`` returns it.
+            on_nan: when a loss or a gradient is not finite: "stop", "skip" the step, or "rollback" to the last stored state.
+            save_every: time between two savings within an epoch: "30s", "5min", "1h", seconds, or None.
             compile: compile the networks (torch.compile); worth its minute in long runs.
             progress: False prints nothing.
             trackers: further observers of the run; see ``superself.training.Tracker``.
@@ -134,7 +159,8 @@ class Supervisor(Buildable):
         reject_unknown(unknown, type(self).supervise)
         settings = Settings(
             lr, optimizer, epochs, batch_size, shuffle, num_workers, name, pretrained, lr_scheduler, resume, overwrite,
-            weight_decay, seed, probe, probe_every, precision, compile, progress, trackers,
+            weight_decay, seed, probe, probe_every, precision, devices, strategy, num_nodes, sync_batchnorm, accumulate,
+            micro_batch, clip, average, on_nan, save_every, compile, progress, trackers,
         )  # fmt: skip
         settings.check_data(len(self.images) if self.has_data else 0)
         require_writable(settings.name)
@@ -201,11 +227,10 @@ class Supervisor(Buildable):
             if not run.resumed_within_epoch:
                 self._before_epoch(run.epoch)
             for data in run.batches(train_loader):
-                with run.autocast():
-                    loss = run.module(data)
-                run.check_loss(loss)
-                self._update(loss, optimizer, lr_scheduler)
-                self._after_step()
+                loss = run.forward(data)
+                if run.accepts(loss):
+                    self._update(loss, optimizer, lr_scheduler)
+                    self._after_step()
                 run.end_step(loss)
             run.end_epoch()
 

@@ -247,11 +247,17 @@ class Run:
                 self._leave()
             asked = time.perf_counter()
 
-    def check_loss(self, loss: Tensor) -> None:
-        """Stops the run before the step when the loss is not a finite scalar; on an accelerator when it is fetched."""
+    def forward(self, data: Any) -> Tensor:
+        """The loss of a batch, in the precision of the run."""
+        with self.autocast():
+            return self.module(data)
+
+    def accepts(self, loss: Tensor) -> bool:
+        """Whether the step is taken: the loss must be a finite scalar; on an accelerator this is seen when it is fetched."""
         check_scalar(loss, self.supervisor)
         if loss.device.type == "cpu":
             self._require_finite(loss.item())
+        return True
 
     def end_step(self, loss: Tensor) -> None:
         """Counts the step, shows it now and then, and leaves after a signal."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from superself.basics.validate import require_choice, require_fraction, require_positive
 from superself.training.checkpoint import checkpoint_path
 from superself.training.describe import describe_value
 from superself.training.optimizers import check_optimizer
@@ -21,7 +22,12 @@ from superself.training.schedules import check_lr_scheduler
 if TYPE_CHECKING:
     from superself.training.trackers import Tracker
 
-DETERMINE_THE_RUN = ("lr", "optimizer", "batch_size", "shuffle", "weight_decay", "lr_scheduler", "precision")
+DETERMINE_THE_RUN = (
+    *("lr", "optimizer", "batch_size", "shuffle", "weight_decay", "lr_scheduler", "precision"),
+    *("accumulate", "micro_batch", "clip", "average", "sync_batchnorm"),
+)
+STRATEGIES = ("auto", "ddp", "fsdp", "dp")
+ON_NAN = ("stop", "skip", "rollback")
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,16 @@ class Settings:
     probe: tuple[Any, Any] | None = None
     probe_every: int = 1
     precision: str = "auto"
+    devices: int | str | Sequence[int] = "auto"
+    strategy: str = "auto"
+    num_nodes: int = 1
+    sync_batchnorm: bool = False
+    accumulate: int = 1
+    micro_batch: int | None = None
+    clip: float | None = None
+    average: float | None = None
+    on_nan: str = "stop"
+    save_every: str | float | None = "5min"
     compile: bool = False
     progress: bool = True
     trackers: Sequence[Tracker] = ()
@@ -63,12 +79,21 @@ class Settings:
             raise ValueError("lr=0 trains nothing; pass a number above 0 to supervise().")
         if self.weight_decay is not None:
             self._require_number("weight_decay")
-        for name in ("epochs", "batch_size", "probe_every"):
+        for name in ("epochs", "batch_size", "probe_every", "num_nodes", "accumulate"):
             self._require_count(name, 1)
+        if self.micro_batch is not None:
+            self._require_count("micro_batch", 1)
+        self._check_memory_options()
+        require_choice("strategy", self.strategy, STRATEGIES)
+        require_choice("on_nan", self.on_nan, ON_NAN)
+        if self.clip is not None:
+            require_positive("clip", self.clip, "is the largest norm of the gradient")
+        if self.average is not None:
+            require_fraction("average", self.average, "is the fraction of the average that is kept", upper_open=True)
         self._require_count("num_workers", 0)
         if self.seed is not None:
             self._require_count("seed", 0)
-        for name in ("shuffle", "overwrite", "compile", "progress"):
+        for name in ("shuffle", "overwrite", "compile", "progress", "sync_batchnorm"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be True or False.")
         object.__setattr__(self, "name", _run_name(self.name))
@@ -127,6 +152,14 @@ class Settings:
         """The settings in words and numbers that a YAML file can hold."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return describe_value({**values, "trackers": [type(tracker).__name__ for tracker in self.trackers]})
+
+    def _check_memory_options(self) -> None:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate={self.accumulate} does not divide batch_size={self.batch_size} into equal parts; pass a divisor."
+            )
+        if self.accumulate > 1 and self.micro_batch is not None:
+            raise ValueError("accumulate= and micro_batch= both split a batch; pass only one of them.")
 
     def _require_number(self, name: str) -> None:
         value = getattr(self, name)
