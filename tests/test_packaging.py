@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -48,3 +49,12 @@ def test_types_are_part_of_the_package():
     assert (PACKAGE / "py.typed").is_file()
     data = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert "py.typed" in data["superself"]
+
+
+def test_heavy_packages_are_imported_on_use():
+    heavy = ("sklearn", "skimage", "scipy", "lightning_fabric", "elasticdeform", "matplotlib", "tifffile")
+    code = f"import sys, superself; print([name for name in {heavy} if name in sys.modules])"
+    command = [sys.executable, "-c", code]
+    assert (
+        subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

@@ -9,7 +9,6 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from scipy.ndimage import map_coordinates
 from torch import Tensor
 
 from superself.augment.transform import GeometricTransform, uniform_between
@@ -339,6 +338,8 @@ def dense_displacement(grid: Tensor, size: tuple[int, int]) -> Tensor:
 @cache
 def spline_weights(points: int, size: int) -> Tensor:
     """Weights (size, points) of a cubic spline through equally spaced points, mirrored at its ends."""
+    from scipy.ndimage import map_coordinates  # takes a while to import
+
     place = np.linspace(0, points - 1, size)
     unit = [map_coordinates(column, [place], order=3, mode="mirror") for column in np.eye(points)]
     return torch.tensor(np.stack(unit, 1), dtype=torch.float32)

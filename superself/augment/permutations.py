@@ -8,7 +8,6 @@ from math import factorial
 
 import numpy as np
 import torch
-from scipy.spatial.distance import cdist
 from torch import Tensor
 
 STORED = "permutations_9.txt"  # in this folder: a thousand permutations of nine tiles, in the order they were chosen
@@ -52,6 +51,8 @@ def choose_far_apart(tiles: int, count: int) -> np.ndarray:
         permutations of nine tiles, but some pairs differ in only two places.
     """
     candidates = np.array(list(permutations(range(tiles))))  # (tiles!, tiles)
+    from scipy.spatial.distance import cdist  # takes a tenth of a second to import, and most runs need none
+
     chosen = [0]
     nearest, total = np.full(len(candidates), float(tiles)), np.zeros(len(candidates))
     while len(chosen) < count:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
-import tifffile
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_image, read_file
+
+if TYPE_CHECKING:
+    import tifffile
 
 Planes = str | tuple[int, ...] | None  # which planes of a TIFF stack become channels: "channels" for all, or numbers
 EXTENSIONS = {  # of the files that a folder is searched for
@@ -243,6 +245,8 @@ def _read_png16(path: Path) -> np.ndarray:
 
 def _read_tiff(path: Path, planes: Planes, pixels: bool = True) -> np.ndarray:
     """The chosen planes of a TIFF as (H, W, C); without ``pixels`` an array of the same shape and type."""
+    import tifffile  # takes a while to import
+
     with tifffile.TiffFile(path) as tiff:
         series, page = tiff.series[0], tiff.pages[0]
         chosen = _chosen_planes(tiff, planes)
@@ -266,6 +270,8 @@ def _read_tiff(path: Path, planes: Planes, pixels: bool = True) -> np.ndarray:
 
 
 def _is_stack(path: Path) -> bool:
+    import tifffile  # takes a while to import
+
     with tifffile.TiffFile(path) as tiff:
         return math.prod(_stack_axes(tiff).values()) > 1 or _sizes(tiff) > 1
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec  # finds the packages without importing them, which takes a second
 from pathlib import Path
 
 import numpy as np
-import skimage
-import sklearn
 import torch
 from PIL import Image
 
 from superself.data.images import Images
 from superself.data.sources import TensorSource
 
-FOLDERS = (Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images")
+FOLDERS = {"skimage": ("data",), "sklearn": ("datasets", "images")}  # in the packages
 PHOTOGRAPHS = (
     *("astronaut.png", "brick.png", "camera.png", "chelsea.png", "china.jpg", "coffee.png", "coins.png", "flower.jpg"),
     *("grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "retina.jpg"),
@@ -40,7 +39,8 @@ def photos(split: str = "train", size: int = 64, count: int | None = None) -> Im
     if split not in COUNTS:
         raise ValueError(f'split={split!r} is unknown; pass "train" or "test".')
     count = COUNTS[split] if count is None else count
-    files = [folder / name for name in PHOTOGRAPHS for folder in FOLDERS if (folder / name).is_file()]
+    folders = [Path(find_spec(package).origin).parent.joinpath(*parts) for package, parts in FOLDERS.items()]
+    files = [folder / name for name in PHOTOGRAPHS for folder in folders if (folder / name).is_file()]
     each = -(-count // len(files))
     images = [np.array(Image.open(file).convert("RGB")) for file in files]
     cut = [cut_patches(image, split, each, size, seed) for seed, image in enumerate(images)]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from superself.evaluation.extraction import Features, classified
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 REGULARISATIONS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 TOLERANCE = (
@@ -64,6 +66,10 @@ def _fit(train: Features, C: float) -> Pipeline:
             f"the training images have the labels {classes}, and a linear probe needs at least 2 classes; "
             "give training images of all classes."
         )
+    from sklearn.linear_model import LogisticRegression  # scikit-learn takes a second to import
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=C, tol=TOLERANCE, max_iter=1000))
     with threadpool_limits(1):  # more threads are slower, and the result would depend on their number
         return classifier.fit(train.features.numpy(), train.labels.numpy())
