@@ -19,7 +19,8 @@ def without_batch_norm(supervisor: nn.Module) -> nn.Module:
     for module in list(supervisor.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, _BatchNorm):
-                setattr(module, name, nn.GroupNorm(1, child.num_features))
+                norm = nn.GroupNorm(1, child.num_features)
+                setattr(module, name, norm.requires_grad_(child.weight is None or child.weight.requires_grad))
     return supervisor
 
 
