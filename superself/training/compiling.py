@@ -31,7 +31,8 @@ def _call(
     except TorchDynamoException as error:
         for other in networks:
             other._compiled_call_impl = None
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines[:2]) or type(error).__name__
         warnings.warn(
             f"compile=True: {type(network).__name__} could not be compiled ({reason}), so the run goes on uncompiled; install "
             "a C++ compiler, or pass compile=False.",
