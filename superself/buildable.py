@@ -19,6 +19,7 @@ from superself.data.open import check_size
 from superself.data.preprocessing import check_normalize
 from superself.networks import CombinedNet, describe
 from superself.state import load_run, supervisor_state
+from superself.training import averaged_copy
 from superself.training.hyper_parameters import default_of
 
 Self = TypeVar("Self", bound="Buildable")
@@ -45,6 +46,7 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
 
     n_views: ClassVar[int] = 1  # how many views of an image ``views`` makes
     fixed_image_size: ClassVar[bool] = False  # whether the networks only take images of the size they were built for
+    averaged_weights: dict[str, Tensor] | None = None  # of the backbone, if the last run kept an average
     dataset_state: ClassVar[tuple[str, ...]] = ()  # parts of the state that are reset when the data set changes
 
     def __init__(
@@ -104,10 +106,23 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
         self.augmentation: Transform | None = None
         self.model = model
 
-    def get_backbone(self) -> nn.Module:
-        """The trained backbone: the module that was trained, with its ``preprocessing`` as a plain attribute."""
+    def get_backbone(self, averaged: bool = False) -> nn.Module:
+        """The trained backbone: the module that was trained, with its ``preprocessing`` as a plain attribute.
+
+        Args:
+            averaged: return a copy with the moving average of its weights instead, of a run with ``average=``.
+        Raises:
+            ValueError: if the run has no average.
+        """
         self._require_model()
         backbone = self.exported_backbone
+        if averaged:
+            if self.averaged_weights is None:
+                raise ValueError(
+                    "get_backbone(averaged=True) needs a run that averages its weights, and this one does not; pass for example "
+                    "average=0.999 to supervise(), or leave out averaged=True."
+                )
+            backbone = averaged_copy(backbone, self.averaged_weights)
         backbone.preprocessing = self.preprocessing
         return backbone
 

@@ -95,6 +95,8 @@ def _take(supervisor: Any, name: str | Path, stored: dict[str, Any], settings: S
         replace(preprocessing, shape=supervisor.view_shape) if supervisor.has_data else preprocessing
     )
     _load_weights(supervisor, name, stored, contradictions, other_images)  # last: what can fail has not failed
+    average = stored.get("average")
+    supervisor.averaged_weights = None if average is None else average["values"]
     supervisor._pristine = False
     return contradictions
 

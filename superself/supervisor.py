@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from superself.basics.declaration import reject_unknown
@@ -26,6 +26,7 @@ from superself.training import (
     Schedule,
     Settings,
     Tracker,
+    compile_networks,
     make_lr_scheduler,
     make_optimizer,
     parameter_groups,
@@ -73,6 +74,7 @@ class Supervisor(Buildable):
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # name -> arguments, for create(name)
     needs_index: ClassVar[bool] = False  # whether ``_forward`` needs the positions of the images in the data set
     knows_its_images: ClassVar[bool] = False  # whether the loss says nothing about other images than those trained on
+    compares_images: bool = False  # whether the loss of an image depends on the other images of its batch
     trains_backbone: bool = True  # False where the backbone is frozen on purpose
     run: Run | None = None  # of the last call of supervise()
 
@@ -209,8 +211,7 @@ class Supervisor(Buildable):
         self.to(self.device)  # heads too, if only the backbone was moved
         self.images.load().copy_to(self.device)
         if settings.compile:
-            for network in compilable_networks(self):
-                network.compile()
+            compile_networks(compilable_networks(self))
         sampler = self._sampler(batch_size, shuffle)
         loader = BatchLoader(self.images, sampler, num_workers, collate_fn, pin_memory=self.device.type == "cuda")
         named = [(name, p) for name, p in self.named_parameters() if p.requires_grad and self._is_trained(name)]
@@ -264,6 +265,10 @@ class Supervisor(Buildable):
     def _is_trained(self, name: str) -> bool:
         """Whether the optimizer gets the parameter of this name; frozen ones are left out in any case."""
         return True
+
+    def _networks(self) -> list[nn.Module]:
+        """The networks that are called with a batch."""
+        return [network for network in compilable_networks(self) if network is not self.loss]
 
     def embed(self, images: Tensor) -> Tensor | None:
         """Embeddings (B, E) of preprocessed images, which are watched for collapse; None for methods without."""

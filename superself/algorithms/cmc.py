@@ -137,6 +137,11 @@ class ContrastiveMultiviewCodingSupervisor(JointEmbedding):
         return torch.cat(self.model(images), 1)
 
     @property
+    def compares_images(self) -> bool:
+        """Whether candidates come from the batch."""
+        return self.contrast == "batch"
+
+    @property
     def chance_loss(self) -> float | None:
         """2 ln of the number of candidates: rows of a bank, or images of the batch; None if there is only one."""
         candidates = self.ab_bank.candidates(self.negatives)

@@ -123,6 +123,11 @@ class SplitBrainNetSupervisor(Supervisor):
         return ab_loss + l_loss  # Eq. 2 for each half
 
     @property
+    def compares_images(self) -> bool:
+        """Whether bins are weighted by their frequencies in the batch."""
+        return self.rebalance
+
+    @property
     def chance_loss(self) -> float | None:
         """Entropy of the bins of ab plus that of L: the best prediction that is the same everywhere; None without images."""
         if not self.has_data:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
@@ -67,6 +68,15 @@ class Batch:
         """The batch with all tensors in page-locked memory, from which copies to a GPU are faster."""
         return self._map(lambda tensor: tensor if tensor.device.type != "cpu" else tensor.pin_memory())
 
+    def split(self, parts: int) -> list[Batch]:
+        """Consecutive parts of the batch, of equal size where that is possible, and at most one for each image.
+
+        Tensors with a row for each image are split, also inside lists and dictionaries; so are lists with an entry for each.
+        """
+        parts = min(parts, len(self))
+        bounds = [round(len(self) * part / parts) for part in range(parts + 1)]
+        return [self._rows(slice(*pair)) for pair in itertools.pairwise(bounds)]
+
     @classmethod
     def from_loader(cls, value: Any) -> Batch:
         """A Batch from what a loader or a collate_fn returned.
@@ -106,6 +116,23 @@ class Batch:
         if isinstance(target, (list, tuple)) and not any(isinstance(part, Tensor) for part in target):
             target = stack_targets(target)  # tensors in a list are left as default_collate or the user arranged them
         return cls(images[0] if several else images, index, target, mask, list(images) if several else None)
+
+    def _rows(self, rows: slice) -> Batch:
+        count, first = len(self), rows.start == 0
+
+        def part(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[rows] if value.ndim and len(value) == count else value
+            if isinstance(value, Mapping):
+                return {key: part(entry) for key, entry in value.items()}
+            if isinstance(value, (list, tuple)):
+                stacked = value and all(isinstance(v, Tensor) and v.ndim and len(v) == count for v in value)
+                one_each = len(value) == count and not stacked
+                return list(value[rows]) if one_each else [part(entry) for entry in value]
+            return value
+
+        values = {f.name: part(getattr(self, f.name)) for f in fields(self) if f.name != "broken"}
+        return replace(self, **values, broken=self.broken if first else {})
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         return replace(self, **{f.name: _map_tensors(function, getattr(self, f.name)) for f in fields(self)})

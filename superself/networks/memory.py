@@ -7,6 +7,8 @@ is also the only place where several processes meet: it gathers the batches of a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -41,6 +43,18 @@ class _Memory(nn.Module):
                 "with integer places."
             )
         self._pending = embeddings.detach(), places
+
+    @property
+    def pending(self) -> tuple[Tensor, Tensor | None] | None:
+        """The embeddings and places that the next ``commit`` writes."""
+        return self._pending
+
+    def remember_parts(self, parts: Sequence[tuple[Tensor, Tensor | None] | None]) -> None:
+        """Keeps what was ``pending`` after each part of a batch, in this order, for the next ``commit``."""
+        kept = [part for part in parts if part is not None]
+        if kept:
+            embeddings, places = zip(*kept, strict=True)
+            self._pending = torch.cat(embeddings), None if places[0] is None else torch.cat(places)
 
     @torch.no_grad()
     def commit(self) -> None:

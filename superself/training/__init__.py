@@ -1,5 +1,6 @@
 """What every run needs and no algorithm owns: settings, the run itself, checkpoints, optimizers, schedules, trackers."""
 
+from superself.training.averaging import averaged_copy
 from superself.training.checkpoint import (
     archive,
     dataset_state_keys,
@@ -8,6 +9,7 @@ from superself.training.checkpoint import (
     require_writable,
     write_checkpoint,
 )
+from superself.training.compiling import compile_networks
 from superself.training.describe import describe_value, to_plain, versions
 from superself.training.interrupt import FinishStepOnSignal
 from superself.training.lars import LARS
@@ -43,12 +45,14 @@ __all__ = [
     "autocast",
     "archive",
     "require_writable",
+    "averaged_copy",
     "can_fuse",
     "check_optimizer",
     "check_precision",
     "check_lr_scheduler",
     "check_bounds",
     "choose_precision",
+    "compile_networks",
     "constant",
     "cosine",
     "dataset_state_keys",

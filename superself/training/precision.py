@@ -1,8 +1,9 @@
-"""The precision that networks compute in: bfloat16 where the hardware supports it, float32 elsewhere."""
+"""The precision that networks compute in: bfloat16 where the hardware supports it, float32 elsewhere, float16 if asked for."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,21 @@ from pathlib import Path
 import torch
 from torch import nn
 
-PRECISIONS = ("auto", "32-true", "bf16-mixed")
-ALIASES = {"bf16": "bf16-mixed", "bfloat16": "bf16-mixed", "32": "32-true", "fp32": "32-true", "float32": "32-true"}
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+ALIASES = {
+    "16": "16-mixed",
+    "fp16": "16-mixed",
+    "float16": "16-mixed",
+    "bf16": "bf16-mixed",
+    "bfloat16": "bf16-mixed",
+    "32": "32-true",
+    "fp32": "32-true",
+    "float32": "32-true",
+}
 
 
 def check_precision(precision: str | int) -> str:
-    """``precision`` as one of PRECISIONS: "bf16" becomes "bf16-mixed", "fp32" and 32 become "32-true".
+    """``precision`` as one of PRECISIONS: "bf16" becomes "bf16-mixed", "fp16" and 16 become "16-mixed", and 32 "32-true".
 
     Raises:
         ValueError: if it is unknown.
@@ -27,7 +37,7 @@ def check_precision(precision: str | int) -> str:
 
 
 def choose_precision(precision: str | int, device: torch.device, network: nn.Module) -> str:
-    """The precision of a run, "32-true" or "bf16-mixed"; "auto" chooses the faster one.
+    """The precision of a run; "auto" chooses the faster one of "32-true" and "bf16-mixed".
 
     Processors with AVX512-BF16 or AMX multiply in bfloat16, but do not speed up the depthwise convolutions of networks such
     as MobileNet and EfficientNet: these ran three times slower than in float32, so "auto" keeps float32 for them.
@@ -53,6 +63,8 @@ def autocast(precision: str, device: torch.device) -> Callable[[], contextlib.Ab
     """A function that makes the context manager for forward passes in ``precision`` on ``device`` (Lightning Fabric's)."""
     if precision == "32-true":
         return contextlib.nullcontext
+    if precision == "16-mixed":  # Fabric computes in bfloat16 instead on processors
+        return functools.partial(torch.autocast, device.type, dtype=torch.float16)
     from lightning_fabric import Fabric  # takes a second to import
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the run itself prints the precision

@@ -26,6 +26,7 @@ from superself.training.interrupt import FinishStepOnSignal
 from superself.training.metrics import Metrics
 from superself.training.precision import autocast, choose_precision
 from superself.training.settings import Settings
+from superself.training.step import TrainingStep
 from superself.training.trackers import Record, Tracker
 from superself.training.trackers.progress import duration
 
@@ -57,6 +58,7 @@ class Run:
         device = supervisor.device
         self.precision = choose_precision(settings.precision, device, supervisor)
         self.autocast = autocast(self.precision, device)
+        self.training_step = TrainingStep(self)
 
     # ---- start and end -----------------------------------------------------------------------------------------------
 
@@ -64,6 +66,7 @@ class Run:
         """Takes what ``_init_data_optimizer`` made, continues a stored run, and notifies the trackers."""
         self.loader, self.optimizer, self.lr_scheduler = loader, optimizer, lr_scheduler
         self.sampler = getattr(loader, "sampler", None)
+        self.training_step.open(optimizer)
         try:
             self._count_steps(loader)
         except TypeError as error:
@@ -114,6 +117,7 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         self._remove_hooks()
+        self.training_step.close()
         interrupted = self.signals.received is not None or (
             kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit))
         )
@@ -167,6 +171,7 @@ class Run:
     def _plan(self, kept: Any) -> str:
         epochs = f"{self.settings.epochs} epoch{'s' * (self.settings.epochs > 1)}"
         plan = f"{epochs} of {self.steps_per_epoch} steps, stored as {checkpoint_path(self.name)}"
+        plan += self.training_step.describe()
         if self.step:
             plan += f", resumed after step {self.step}"
         if self.step and self.step >= self.total_steps:
@@ -194,8 +199,7 @@ class Run:
                 data = supervisor._as_batch(self.loader.peek()).to(supervisor.device)
                 for _ in range(2):  # the first pass also warms up
                     began = time.perf_counter()
-                    with self.autocast():
-                        loss = self.module(data)
+                    loss = self.forward(data)
                     check_scalar(loss, supervisor)
                     loss.backward()
                     loss.item()
@@ -248,9 +252,8 @@ class Run:
             asked = time.perf_counter()
 
     def forward(self, data: Any) -> Tensor:
-        """The loss of a batch, in the precision of the run."""
-        with self.autocast():
-            return self.module(data)
+        """The loss of a batch, in the precision of the run; its ``backward()`` gives the gradient of the whole batch."""
+        return self.training_step.forward(data)
 
     def accepts(self, loss: Tensor) -> bool:
         """Whether the step is taken: the loss must be a finite scalar; on an accelerator this is seen when it is fetched."""
@@ -368,6 +371,7 @@ class Run:
             "metrics": self.metrics.state_dict(),
             "trackers": [(type(tracker).__name__, tracker.state_dict()) for tracker in self.trackers],
             "random": self._random_state(),
+            **self.training_step.state_dict(),
         }
 
     def _random_state(self) -> dict[str, Any]:
@@ -398,6 +402,7 @@ class Run:
                 states.remove(mine)
                 tracker.load_state_dict(mine[1])
         self._set_random_state(stored["random"])
+        self.training_step.load_state_dict(stored)
 
     def _require_finite(self, loss: float) -> None:
         if math.isfinite(loss):

@@ -89,3 +89,37 @@ def test_other_things_are_refused_with_what_was_found(value, found):
 def test_three_image_tensors_are_ambiguous():
     with pytest.raises(TypeError, match=r"3 image tensors may be views.*return \(\[view, view"):
         Batch.from_loader([IMAGES, IMAGES, IMAGES])
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------------
+
+
+def full_batch(n=6, target=None):
+    images = torch.arange(n).view(n, 1, 1, 1)
+    return Batch(images, torch.arange(n), target, images[:, 0], [images, images + 10], broken={"a.png": "truncated"})
+
+
+def test_parts_hold_the_rows_of_every_field_in_order():
+    parts = full_batch(target=torch.arange(6)).split(3)
+    assert [len(part) for part in parts] == [2, 2, 2]
+    whole = full_batch(target=torch.arange(6))
+    for name in ("images", "index", "target", "mask"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+    for view in range(2):
+        assert torch.equal(torch.cat([part.views[view] for part in parts]), whole.views[view])
+    assert [part.broken for part in parts] == [{"a.png": "truncated"}, {}, {}]
+
+
+def test_parts_split_targets_of_any_structure():
+    boxes = [torch.zeros(i, 4) for i in range(6)]
+    target = {"boxes": boxes, "class": torch.arange(6), "pair": [torch.arange(6), torch.ones(6, 2)], "source": "disk"}
+    parts = full_batch(target=target).split(2)
+    assert [len(b) for part in parts for b in part.target["boxes"]] == list(range(6))
+    assert parts[1].target["class"].tolist() == [3, 4, 5] and parts[1].target["source"] == "disk"
+    assert parts[1].target["pair"][0].tolist() == [3, 4, 5] and parts[1].target["pair"][1].shape == (3, 2)
+    assert [len(part.target) for part in full_batch(target=["a", None, "c", "d", "e", "f"]).split(2)] == [3, 3]
+
+
+@pytest.mark.parametrize(("parts", "sizes"), [(1, [5]), (2, [2, 3]), (4, [1, 1, 2, 1]), (9, [1, 1, 1, 1, 1])])
+def test_a_batch_that_is_not_divisible_gives_parts_of_nearly_equal_size(parts, sizes):
+    assert [len(part) for part in full_batch(5).split(parts)] == sizes

@@ -172,3 +172,29 @@ def test_a_bank_can_be_filled_with_one_row_for_each_image():
         ValueError, match=r"features \(5, 4\) do not match the bank's shape \(6, 4\); pass one row for each image"
     ):
         bank.fill(vectors(5))
+
+
+@pytest.mark.parametrize("whole", [FeatureQueue(9, 4), MemoryBank(9, 4)], ids=["queue", "bank"])
+def test_parts_of_a_batch_are_committed_like_the_whole(whole):
+    parts = copy.deepcopy(whole)
+    given, places = vectors(4), torch.tensor([2, 0, 5, 1])
+    whole.remember(given, places)
+    pending = []
+    for rows in (slice(0, 2), slice(2, 4)):
+        parts.remember(given[rows], places[rows])
+        pending.append(parts.pending)
+    parts.remember_parts(pending)
+    for each in (whole, parts):
+        each.commit()
+    for name, buffer in whole.named_buffers():
+        assert torch.equal(buffer, dict(parts.named_buffers())[name]), name
+
+
+def test_parts_without_places_or_without_embeddings_are_committed_too():
+    queue = FeatureQueue(4, 4)
+    queue.remember_parts([None, None])
+    queue.commit()
+    assert queue.enqueued == 0
+    queue.remember_parts([(vectors(1), None), (vectors(2), None)])
+    queue.commit()
+    assert queue.enqueued == 3 and (queue.places == -1).all()
