@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from superself.augment import recipe
+from superself.basics.distributed import rank, total, world_size
 from superself.basics.random import preserve_random_state
 from superself.data import BatchLoader
 from superself.networks import MLP, CombinedNet, build_backbone, feature_width
@@ -75,13 +76,18 @@ class JointEmbedding(Supervisor):
 
     @torch.no_grad()
     def _embed_data_set(self) -> Tensor:
-        """Embeddings (N, E) of all images without augmentation, in their order; batch norm uses each batch's statistics."""
+        """Embeddings (N, E) of all images without augmentation, in their order; batch norm uses each batch's statistics.
+
+        Several processes share the work and get the same rows. The row of an image that cannot be read is 0.
+        """
         count = len(self.images)
         parts = torch.arange(count).tensor_split(math.ceil(count / LARGEST_BATCH))  # no part has a single image
+        parts = parts[rank() :: world_size()]
         found = torch.zeros(count, self.embedding_width, device=self.device)
         plain = recipe(None, self.view_shape[1:])  # images may be stored larger than the views
         with preserve_random_state(), evaluation_mode(self.model), batch_statistics(self.model), self.run.autocast():
-            for data in BatchLoader(self.images, parts):
-                data = data.to(self.device)
-                found[data.index] = self.embed(self.preprocessing(plain(data.images))).float()
-        return found
+            for places, data in zip(parts, BatchLoader(self.images, parts), strict=True):
+                readable = data.index == places  # elsewhere another image stands in
+                embeddings = self.embed(self.preprocessing(plain(data.images.to(self.device)))).float()
+                found[places[readable]] = embeddings[readable]
+        return total(found)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from superself.basics.distributed import mean, world_size
 from superself.data import Batch, Images
 from superself.data.batch import are_classes
 from superself.evaluation.extraction import open_at_size, read_in_order
@@ -141,7 +142,7 @@ def multilabel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     known = ~labels.isnan()
     losses = binary_cross_entropy_with_logits(logits, labels.nan_to_num().to(logits.dtype), reduction="none")
-    return (losses * known).sum() / known.sum().clamp_min(1)
+    return (losses * known).sum() / mean(known.sum()).clamp_min(1 / world_size())
 
 
 def _hits(predictions: Tensor, labels: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from superself.basics.distributed import gather
 from superself.basics.validate import require_choice, require_count, require_fraction, require_positive
 from superself.data import Batch
 from superself.joint_embedding import JointEmbedding
@@ -126,7 +127,8 @@ class ContrastiveMultiviewCodingSupervisor(JointEmbedding):
     def _find(self, anchor: Tensor, other: Tensor, bank: MemoryBank, index: Tensor) -> Tensor:
         """The loss of finding the other half of each image, whose embeddings are in ``bank``."""
         if self.contrast == "batch":
-            return self.loss(anchor, other, normalize(other, dim=1), index[:, None] == index)
+            others, places = gather(normalize(other, dim=1)), gather(index)  # (B, E), (B,) of all processes
+            return self.loss(anchor, other, others, index[:, None] == places)
         return self.loss(anchor, bank.rows(index), *bank.negatives(index, self.negatives, self.generator))
 
     def _default_loss(self) -> InfoNCE:

@@ -14,6 +14,7 @@ from torch.nn.functional import max_pool2d, softplus
 
 from superself.adversarial import AdversarialSupervisor
 from superself.augment import RandomBlocks
+from superself.basics.distributed import mean
 from superself.basics.validate import require_choice, require_count, require_fraction, require_positive
 from superself.data import Batch
 from superself.evaluation import mean_prediction_loss, show_columns
@@ -144,7 +145,7 @@ class ContextNetSupervisor(AdversarialSupervisor):
                 'value is needed; pass a loss that does not average, for example nn.L1Loss(reduction="none").'
             )
         weight = self._weight(region, hole)  # (B, 1, H, W)
-        reconstruction = (weight * error).sum() / (weight.sum() * images.shape[1])  # Eq. 1
+        reconstruction = (weight * error).sum() / (mean(weight.sum()) * images.shape[1])  # Eq. 1
         self.note("reconstruction_loss", reconstruction)
         if self.discriminator is None:
             return reconstruction

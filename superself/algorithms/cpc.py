@@ -21,6 +21,7 @@ from superself.augment import (
     recipe,
 )
 from superself.augment.recipes import is_small
+from superself.basics.distributed import gather, rank
 from superself.basics.validate import require_bool, require_count, require_positive
 from superself.data import Batch, to_float
 from superself.evaluation.figures import show_columns
@@ -146,9 +147,10 @@ class ContrastivePredictiveCodingSupervisor(Supervisor):
         (images,) = self.raw_views(data)  # (B, C, H, W)
         patches = self.preprocessing(self._inputs(images))  # (N, C, S, S) with N = B * R * C
         z = self.model.features(patches)  # (N, D)
-        targets = self.model.predictor(z)  # (N, E)
+        targets = gather(self.model.predictor(z))  # (N, E), of all processes
+        first = rank() * len(z)  # position of the first patch of this process
         pairs = self._predictions(z.unflatten(0, (len(images), *self.grid)))
-        return torch.stack([self.loss(self._scores(found, targets), sought) for found, sought in pairs]).mean()
+        return torch.stack([self.loss(self._scores(found, targets), first + sought) for found, sought in pairs]).mean()
 
     def _predictions(self, z: Tensor) -> list[tuple[Tensor, Tensor]]:
         """For each direction and k: predictions (Q, E) from features (B, R, C, D), and the positions of their targets (Q,)."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from superself.augment import Compose, GaussianNoise, PixelMask, Transform
+from superself.basics.distributed import mean
 from superself.basics.validate import require_bool, require_choice, require_fraction, require_positive
 from superself.data import Batch
 from superself.evaluation import mean_prediction_loss, show_columns
@@ -99,7 +100,8 @@ class DenoiseNetSupervisor(Supervisor):
         if not self.corrupted_only:
             return self.loss(prediction, clean)  # Sec. 2.3
         destroyed = (corrupted != clean).any(1, keepdim=True)  # (B, 1, H, W)
-        return self.loss(torch.where(destroyed, prediction, clean), clean) / destroyed.float().mean().clamp(min=1e-6)
+        fraction = mean(destroyed.float().mean()).clamp(min=1e-6)
+        return self.loss(torch.where(destroyed, prediction, clean), clean) / fraction
 
     def _corrupted_and_clean(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The corrupted images x~ and the clean ones x, both normalised."""

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
+from superself.basics.distributed import mean
 from superself.basics.validate import require_count
 from superself.data import Batch, EpochSampler
 from superself.networks import MLP, CombinedNet, build_backbone, feature_width
@@ -76,7 +78,7 @@ class ExemplarNetSupervisor(Supervisor):
         self.given.backbone, self.given.predictor = backbone, predictor
 
     def _build(self) -> None:
-        self.loss = self.given.loss or nn.CrossEntropyLoss(ignore_index=NO_CLASS)
+        self.loss = self.given.loss or known_cross_entropy
         count = max(1, len(self.images))
         self.class_count = count if self.n_classes is None else min(self.n_classes, count)
         chosen = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[: self.class_count]
@@ -106,3 +108,8 @@ class ExemplarNetSupervisor(Supervisor):
     def chance_loss(self) -> float | None:
         """ln K: every class equally likely; None before the number of images is known."""
         return None if self.class_count is None else math.log(self.class_count)
+
+
+def known_cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    """Cross-entropy of classes (B,) and logits (B, K), averaged over the images that have a class."""
+    return cross_entropy(logits, classes, ignore_index=NO_CLASS, reduction="sum") / mean((classes != NO_CLASS).sum())

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from superself.basics.distributed import from_rank_0, gather, rank, world_size
 from superself.basics.validate import require_bool, require_count, require_fraction, require_positive
 from superself.data import Batch
 from superself.joint_embedding import JointEmbedding
 from superself.losses import InfoNCE
 from superself.networks import MLP, FeatureQueue, MomentumEncoder
+from superself.networks.batch_norm import batch_norms, is_synchronized, split_batch_norm
 from superself.training import Schedule
 
 if TYPE_CHECKING:
@@ -35,16 +36,17 @@ class MomentumContrastSupervisor(JointEmbedding):
 
     Source: He et al., Momentum Contrast, arXiv:1911.05722, Eqs. 1 and 2, and the authors' code; Chen et al., MoCo v2,
         arXiv:2003.04297.
-    Deviations: shuffled batch norm on one device is split batch norm: queries and keys go through the network in ``splits``
-        random parts of the batch; older keys of an image are excluded from its negatives; any optimizer instead of SGD.
+    Deviations: in one process, shuffled batch norm is split batch norm: for queries and for keys it sees ``splits`` random parts
+        of the batch separately; synchronised batch norm is neither; older keys of an image are excluded from its negatives;
+        any optimizer instead of SGD.
     Args:
         dataset: see Supervisor, also for the options that are not listed here.
         augment: makes two views; see Supervisor. "moco-v1" for the first version.
         queue_size: K; the papers have 65536, the authors' CIFAR-10 notebook 4096.
         momentum: of the key encoder, or a Schedule; the authors' CIFAR-10 notebook has 0.99, for short runs.
         temperature: t; 0.07 in v1.
-        splits: parts of a batch, of at least two images each, that batch norm sees separately; with splits=1, batch
-            statistics leak which key belongs to which query. No effect on networks without batch norm.
+        splits: parts of a batch, of at least two images each, that batch norm sees separately, in one process or several;
+            with splits=1, batch statistics leak which key belongs to which query. No effect on networks without batch norm.
         symmetric: each view is the query once; a step costs twice as much.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         projector: from features (B, D) to embeddings (B, E): "mlp" (two layers, E = 128), "linear", or a module.
@@ -94,19 +96,19 @@ class MomentumContrastSupervisor(JointEmbedding):
 
     def _build(self) -> None:
         super()._build()  # self.model = f_q
-        self._has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.model.modules())
+        self._has_batch_norm = bool(batch_norms(self.model))
         self.key_encoder = MomentumEncoder(self.model)  # f_k
         self.queue = FeatureQueue(self.queue_size, self.embedding_width)
 
     def _forward(self, data: Batch) -> Tensor:
         first, second = self.views(data)  # each (B, C, h, w)
         pairs = [(first, second), (second, first)] if self.symmetric else [(first, second)]
-        keys = [self._split_batch_norm(self.key_encoder, other) for _, other in pairs]  # each (B, E)
+        keys = [self._keys(other) for _, other in pairs]  # each (B, E)
         queries = [self._split_batch_norm(self.model, view) for view, _ in pairs]  # each (B, E)
         same_image = None if data.index is None else self.queue.same_image(data.index)  # (B, K)
         losses = [self.loss(q, k, self.queue.features, same_image) for q, k in zip(queries, keys, strict=True)]  # Eq. 1
-        index = None if data.index is None else data.index.repeat(len(pairs))
-        self.queue.remember(torch.cat(keys), index)  # enqueued after the step
+        index = None if data.index is None else data.index.repeat_interleave(len(pairs))
+        self.queue.remember(torch.stack(keys, 1).flatten(0, 1), index)  # image by image; enqueued after the step
         self._note_similarities(queries[0], keys[0], same_image)
         return torch.stack(losses).mean()
 
@@ -114,14 +116,36 @@ class MomentumContrastSupervisor(JointEmbedding):
         self.key_encoder.update(self.model, self.scheduled(self.momentum))  # Eq. 2
         self.queue.commit()
 
+    def _keys(self, views: Tensor) -> Tensor:
+        """The keys (B, E) of views (B, C, h, w); batch norm sees them next to other images than their queries (Sec. 3.3)."""
+        if world_size() == 1 or not self._splits_batch_norm:
+            return self._split_batch_norm(self.key_encoder, views)
+        order = torch.randperm(world_size() * len(views), generator=self.generator).to(views.device)
+        order = from_rank_0(order)
+        mine = slice(rank() * len(views), (rank() + 1) * len(views))
+        with split_batch_norm(self.key_encoder, self._parts(len(views))):
+            keys = self.key_encoder(gather(views)[order[mine]])
+        return gather(keys)[order.argsort()[mine]]
+
     def _split_batch_norm(self, network: nn.Module, views: Tensor) -> Tensor:
         """Embeddings (B, E) of views (B, C, h, w); in train mode, batch norm sees a random part of the batch at a time."""
-        parts = min(self.splits, len(views) // 2) if self.training and self._has_batch_norm else 1
+        parts = self._parts(len(views)) if self._splits_batch_norm else 1
         if parts < 2:
             return network(views)
         order = torch.randperm(len(views), generator=self.generator).to(views.device, non_blocking=True)
-        embeddings = torch.cat([network(part) for part in views[order].tensor_split(parts)])
+        with split_batch_norm(network, parts):
+            embeddings = network(views[order])
         return embeddings[order.argsort()]
+
+    @property
+    def _splits_batch_norm(self) -> bool:
+        """Whether batch norm sees parts of the batch; where it is synchronised, it sees the batch of all processes."""
+        is_local = world_size() == 1 or not is_synchronized(self.model)
+        return self.training and self._has_batch_norm and is_local
+
+    def _parts(self, count: int) -> int:
+        """Parts of the ``count`` images of this process, so that the batch of all processes has ``splits``."""
+        return min(math.ceil(self.splits / world_size()), count // 2)
 
     @torch.no_grad()
     def _note_similarities(self, query: Tensor, key: Tensor, same_image: Tensor | None) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, interpolate
 
+from superself.basics.distributed import mean
 from superself.basics.validate import require_bool, require_count
 from superself.data import Batch
 from superself.evaluation import map_views, show_columns
@@ -98,7 +99,7 @@ class SplitBrainNetSupervisor(Supervisor):
         self.given.backbone, self.given.predictor = backbone, predictor
 
     def _build(self) -> None:
-        self.loss = self.given.loss or cross_entropy
+        self.loss = self.given.loss or weighted_cross_entropy
         sides = self.network_shape[1:]
         shrink = max(4, max(sides) / self.resolution)
         size = tuple(max(1, round(side / shrink)) for side in sides)  # (h, w) of the map; later images may be larger
@@ -116,7 +117,7 @@ class SplitBrainNetSupervisor(Supervisor):
         (images,) = self.views(data)  # (B, 3, H, W) in [0, 1]
         ab_logits, l_logits = self.model(images)  # F1 of L: (B, Q, h, w); F2 of ab: (B, 50, h, w)
         ab, lightness = self.bins(self.model.backbone.lab(images))  # (B, h, w) each
-        weights = rare_bin_weights(self.bins.frequencies(ab, lightness)[0]) if self.rebalance else None
+        weights = rare_bin_weights(mean(self.bins.frequencies(ab, lightness)[0])) if self.rebalance else None
         ab_loss, l_loss = self.loss(ab_logits.float(), ab, weights), self.loss(l_logits.float(), lightness, None)
         self.note("ab_loss", ab_loss)
         self.note("L_loss", l_loss)
@@ -222,6 +223,13 @@ def ab_grid(step: float) -> tuple[Tensor, Tensor]:
     axis = torch.arange(-edge, edge + 1) * step
     cells = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).float()  # (G, G, 2)
     return centres, torch.cdist(cells, centres).argmin(-1)
+
+
+def weighted_cross_entropy(logits: Tensor, bins: Tensor, weights: Tensor | None) -> Tensor:
+    """Cross-entropy of bins (B, h, w) and logits (B, Q, h, w), averaged with the weights (Q,) of the bins."""
+    if weights is None:
+        return cross_entropy(logits, bins)
+    return cross_entropy(logits, bins, weights, reduction="sum") / mean(weights[bins].sum())
 
 
 def rare_bin_weights(frequencies: Tensor) -> Tensor:

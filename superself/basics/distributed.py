@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed
 
@@ -24,16 +26,40 @@ def gather(z: Tensor) -> Tensor:
 
     Shape:
         (B, ...) -> (world_size * B, ...); B must be the same in every process.
+    Raises:
+        ValueError: in every process, if they have different numbers of rows. On accelerators this is not checked here,
+            because it would wait for them.
     """
     if world_size() == 1:
         return z
     from torch.distributed.nn import functional as collective  # not in builds of torch without distributed
 
+    if z.device.type == "cpu":
+        require_equal_rows(len(z), z.device)
     return torch.cat(collective.all_gather(z.contiguous()))
 
 
-def mean(x: Tensor) -> Tensor:
-    """The mean over processes, element by element; gradients flow back as through ``gather``.
+def require_equal_rows(rows: int, device: torch.device) -> None:
+    """Raises a ValueError in every process unless all of them have the same number of rows; waits for an accelerator.
+
+    Args:
+        rows: of this process.
+        device: on which processes exchange tensors.
+    """
+    if world_size() == 1:
+        return
+    counts = torch.zeros(world_size(), dtype=torch.long, device=device)
+    counts[rank()] = rows
+    distributed.all_reduce(counts)
+    if (counts != counts[0]).any():
+        raise ValueError(
+            f"the processes have batches of {counts.tolist()} rows (rank 0 first), and a loss over all of them needs equal "
+            "ones; give every process as many images, for example with drop_last=True in a DataLoader."
+        )
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum over processes, element by element; gradients flow back as through ``gather``.
 
     Shape:
         any -> the same, equal in every process.
@@ -42,7 +68,41 @@ def mean(x: Tensor) -> Tensor:
         return x
     from torch.distributed.nn import functional as collective
 
-    return collective.all_reduce(x.clone()) / world_size()
+    return collective.all_reduce(x.clone())
+
+
+def mean(x: Tensor) -> Tensor:
+    """The mean over processes, element by element; gradients flow back as through ``gather``.
+
+    A loss that is divided by something counted in the batch, such as the number of hidden pixels, divides by the mean of
+    the counts: the mean of the processes' losses, which the gradient is of, is then the loss of the whole batch.
+
+    Shape:
+        any -> the same, equal in every process.
+    """
+    return x if world_size() == 1 else total(x) / world_size()
+
+
+def from_rank_0(x: Tensor) -> Tensor:
+    """The values of rank 0 in every process, for example of a random draw that all must share; without a gradient.
+
+    Shape:
+        any, the same in every process -> the same.
+    """
+    if world_size() == 1:
+        return x
+    x = x.detach().clone(memory_format=torch.contiguous_format)
+    distributed.broadcast(x, src=0)
+    return x
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The picklable values of all processes, in the order of their ranks. Waits for all of them."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def _initialized() -> bool:

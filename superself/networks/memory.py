@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from superself.basics.distributed import gather
+from superself.basics.distributed import from_rank_0, gather
 from superself.basics.validate import require_count, require_fraction
 
 
@@ -188,7 +188,8 @@ class MemoryBank(_Memory):
 
         Args:
             places: of the images of the batch.
-            count: K rows are drawn for the whole batch, each with equal probability; None, or N or more, takes the whole bank.
+            count: K rows are drawn for the whole batch, that of all processes, each with equal probability; None, or N or
+                more, takes the whole bank.
             generator: random numbers on the CPU.
         Shape:
             places (B,) -> rows (K, D), same image (B, K) bool.
@@ -197,6 +198,7 @@ class MemoryBank(_Memory):
         if count is None or count >= size:
             return self.features, places[:, None] == torch.arange(size, device=places.device)
         drawn = torch.randint(size, (count,), generator=generator).to(places.device, non_blocking=True)
+        drawn = from_rank_0(drawn)  # one draw for the global batch
         return self.features[drawn], places[:, None] == drawn
 
     def candidates(self, count: int | None) -> int:

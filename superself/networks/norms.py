@@ -90,7 +90,7 @@ class BatchRenorm1d(nn.BatchNorm1d):
             return super().forward(x.float())
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
-            variance, mean = torch.var_mean(x, dim=0, correction=0)  # (D,)
+            variance, mean = self._moments(x)  # (D,)
             std = (variance + self.eps).sqrt()
             with torch.no_grad():
                 share = (self.num_batches_tracked / self.warmup).clamp(max=1)
@@ -104,6 +104,10 @@ class BatchRenorm1d(nn.BatchNorm1d):
                 self.running_var.lerp_(variance, weight)
             y = (x - mean) / std * r + d
             return y if self.weight is None else y * self.weight + self.bias
+
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The biased variance and the mean of each feature (D,) in the batch."""
+        return torch.var_mean(x, dim=0, correction=0)
 
 
 class StandardizedLinear(nn.Linear):

@@ -122,7 +122,7 @@ def test_the_queue_knows_which_image_each_key_shows(symmetric):
     supervisor = moco(queue_size=32, symmetric=symmetric)
     supervisor._forward(Batch(tiny_images()[:4], torch.tensor([9, 2, 7, 5])))
     keys, index = supervisor.queue._pending
-    assert index.tolist() == [9, 2, 7, 5] * (1 + symmetric) and len(keys) == len(index)
+    assert index.tolist() == ([9, 9, 2, 2, 7, 7, 5, 5] if symmetric else [9, 2, 7, 5]) and len(keys) == len(index)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -214,9 +214,8 @@ def test_queries_and_keys_are_split_into_different_parts():
     class Observed(MomentumContrastSupervisor):
         def _split_batch_norm(self, network, views):
             marked = torch.arange(len(views)).view(-1, 1, 1, 1) + 0 * views
-            parts.append([])
             hook = network.register_forward_pre_hook(
-                lambda _, inputs: parts[-1].append(set(inputs[0][:, 0, 0, 0].tolist()))
+                lambda _, inputs: parts.append([set(part[:, 0, 0, 0].tolist()) for part in inputs[0].chunk(4)])
             )
             found = super()._split_batch_norm(network, marked)
             hook.remove()
