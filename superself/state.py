@@ -12,7 +12,7 @@ from superself.basics.random import preserve_random_state
 from superself.data import ImageSpec, Preprocessing
 from superself.training import Settings, choose_precision, dataset_state_keys, read_checkpoint, require_fit, versions
 from superself.training.hyper_parameters import adopt, contradictions, lineage, run_identity, stored_values
-from superself.training.identity import identity, unchanged
+from superself.training.identity import identify, unchanged
 
 NEEDED = {
     *(
@@ -132,7 +132,7 @@ def _require_same_run(supervisor: Any, name: str | Path, stored: dict[str, Any],
 
 def _require_same_networks(supervisor: Any, name: str | Path, stored: dict[str, Any]) -> None:
     """Refuses a network that differs although all arguments agree, as the ``_build`` of a user's class may make one."""
-    now = {"networks": {"model": identity(supervisor.model)}}
+    now = {"networks": {"model": identify(supervisor.model)}}
     _refuse_to_resume(name, contradictions(stored["identity"], now, ["networks"]))
 
 

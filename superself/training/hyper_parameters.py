@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from superself.training.checkpoint import is_plain
 from superself.training.describe import to_plain
-from superself.training.identity import differences, identity
+from superself.training.identity import differences, identify
 from superself.training.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def lineage(cls: type) -> list[str]:
 
 
 def run_identity(supervisor: nn.Module, settings: Settings, precision: str) -> dict[str, dict[str, Any]]:
-    """What determines the weights that a run ends with, in values that a checkpoint can hold; see ``identity``.
+    """What determines the weights that a run ends with, in values that a checkpoint can hold; see ``identify``.
 
     Args:
         supervisor: with its networks built.
@@ -87,9 +87,9 @@ def run_identity(supervisor: nn.Module, settings: Settings, precision: str) -> d
     transforms = {name: getattr(dataset, name, None) for name in ("transform", "target_transform")}
     return {
         "settings": {**settings.determining(), "precision": precision},
-        "arguments": {name: identity(value) for name, value in declared(supervisor).items()},
-        "data": {"image_size": tuple(images.shape[1:]), **identity(data), **identity(transforms)},
-        "networks": {"model": identity(supervisor.model)},
+        "arguments": {name: identify(value) for name, value in declared(supervisor).items()},
+        "data": {"image_size": tuple(images.shape[1:]), **identify(data), **identify(transforms)},
+        "networks": {"model": identify(supervisor.model)},
     }
 
 

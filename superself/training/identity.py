@@ -1,4 +1,4 @@
-"""identity: a description in plain values of anything that determines a run, so that a resumed run can be compared with it.
+"""identify: a description in plain values of anything that determines a run, so that a resumed run can be compared with it.
 
 Numbers, texts and collections describe themselves. Everything else is described by what it is made of: a module by its class,
 parts, shapes and attributes, a function by its name, its code and the values it holds, a ``functools.partial`` by function and
@@ -32,15 +32,15 @@ SHARED = ("attributes", "holds")  # entries that are compared where both sides h
 Plain = Any  # None, bool, int, float, str, and tuples and dicts of these
 
 
-def identity(value: Any) -> Plain:
+def identify(value: Any) -> Plain:
     """What identifies ``value``, in numbers, texts, tuples and dicts that a checkpoint can hold.
 
     Lists and tuples are alike, and so are NumPy's numbers and Python's.
     """
-    return _identity(value, {})
+    return _identify(value, {})
 
 
-def _identity(value: Any, seen: dict[int, Any]) -> Plain:
+def _identify(value: Any, seen: dict[int, Any]) -> Plain:
     """``seen``: the objects described so far by their ids; the next time their class is enough."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -54,7 +54,7 @@ def _identity(value: Any, seen: dict[int, Any]) -> Plain:
         return _array(value)
     if isinstance(value, type):
         return {"class": qualified_name(value)}
-    inner = functools.partial(_identity, seen=seen)
+    inner = functools.partial(_identify, seen=seen)
     if isinstance(value, Mapping):
         return {str(key): inner(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, range, set, frozenset)):
@@ -93,7 +93,7 @@ def _array(value: Tensor | np.ndarray) -> Plain:
     if value.dtype.hasobject:
         return found
     if value.size <= SHORT_TENSOR:
-        return {**found, "entries": identity(value.ravel().tolist())}
+        return {**found, "entries": identify(value.ravel().tolist())}
     some = np.ascontiguousarray(value.ravel()[:: max(1, value.size // LONG_TENSOR)])
     return {**found, "hash": hashlib.sha256(some.tobytes()).hexdigest()[:16]}
 

@@ -15,7 +15,7 @@ import torch
 from superself.basics.validate import require_choice, require_fraction, require_positive
 from superself.training.checkpoint import checkpoint_path
 from superself.training.describe import describe_value
-from superself.training.identity import identity
+from superself.training.identity import identify
 from superself.training.optimizers import check_optimizer
 from superself.training.precision import check_precision
 from superself.training.schedules import check_lr_scheduler
@@ -156,8 +156,8 @@ class Settings:
 
     def determining(self) -> dict[str, Any]:
         """The settings that a resumed run must share, as identities: all that change a weight, apart from the seed."""
-        values = {name: identity(getattr(self, name)) for name in DETERMINE_THE_RUN}
-        return {**values, "lr_scheduler": identity(check_lr_scheduler(self.lr_scheduler))}  # "cosine" is a Schedule
+        values = {name: identify(getattr(self, name)) for name in DETERMINE_THE_RUN}
+        return {**values, "lr_scheduler": identify(check_lr_scheduler(self.lr_scheduler))}  # "cosine" is a Schedule
 
     def _check_memory_options(self) -> None:
         if self.batch_size % self.accumulate:

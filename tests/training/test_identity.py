@@ -15,7 +15,7 @@ from superself.augment.recipes import RECIPES
 from superself.networks import build_backbone
 from superself.training import Schedule
 from superself.training.checkpoint import is_plain
-from superself.training.identity import differences, identity, unchanged
+from superself.training.identity import differences, identify, unchanged
 
 from cases import TinyBackbone
 
@@ -43,7 +43,7 @@ class Jitter:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_made_twice_have_one_identity_without_addresses(name):
-    one, other = (identity(recipe(name, 64)) for _ in range(2))
+    one, other = (identify(recipe(name, 64)) for _ in range(2))
     assert one == other and is_plain(one) and "0x" not in str(one)
 
 
@@ -74,12 +74,12 @@ def test_the_identity_of_a_transform_shows_every_argument(cls, name, default):
         other = (default[0] + 1 if isinstance(default[0], int) else default[0] / 2 + 0.1, default[1])
     else:
         other = default + 1 if isinstance(default, int) else default / 2 + 0.1
-    one, same, changed = (identity(cls(**required, **given)) for given in ({}, {name: default}, {name: other}))
+    one, same, changed = (identify(cls(**required, **given)) for given in ({}, {name: default}, {name: other}))
     assert one == same and differences(one, changed, "augment")
 
 
 def test_a_function_is_identified_by_its_code_and_not_by_its_text_or_place():
-    one, other = identity(scaled), identity(same_but_for_its_text)
+    one, other = identify(scaled), identify(same_but_for_its_text)
     assert one["code"] == other["code"] and one["holds"] == other["holds"] == {"SCALE": 2.0}
     assert differences(one, other, "loss") == [f"loss: was {name(scaled)}, is now {name(same_but_for_its_text)}"]
 
@@ -117,9 +117,9 @@ def name(function):
     ids=str,
 )  # fmt: skip
 def test_what_differs_is_named_with_both_values(was, now, message):
-    (found,) = differences(identity(was), identity(now), "f")[:1]
+    (found,) = differences(identify(was), identify(now), "f")[:1]
     assert re.fullmatch(f"({message}).*", found), found
-    assert not differences(identity(was), identity(was), "f")
+    assert not differences(identify(was), identify(was), "f")
 
 
 @pytest.mark.parametrize(
@@ -139,19 +139,19 @@ def test_what_differs_is_named_with_both_values(was, now, message):
     ids=str,
 )
 def test_what_acts_alike_has_the_same_identity(one, other):
-    assert not differences(identity(one), identity(other), "f")
+    assert not differences(identify(one), identify(other), "f")
 
 
 def test_the_code_of_another_version_of_python_is_not_compared():
     def of(function, python):
-        return {**identity(function), "python": python}
+        return {**identify(function), "python": python}
 
     assert not differences(of(lambda x: x + 1, "cpython-310"), of(lambda x: x + 2, "cpython-312"), "f")
     assert differences(of(lambda x: x + 1, "cpython-310"), of(lambda x: x + 2, "cpython-310"), "f")
 
 
 def test_attributes_that_another_release_of_torch_adds_are_not_compared():
-    was, now = identity(nn.ReLU()), identity(nn.ReLU())
+    was, now = identify(nn.ReLU()), identify(nn.ReLU())
     now["attributes"]["new"] = 3
     assert not differences(was, now, "f") and not differences(now, was, "f")
 
@@ -171,22 +171,22 @@ def test_what_changes_in_training_is_state_and_no_longer_compared():
     count, network = counting(), nn.Sequential(nn.ReLU(), nn.ReLU())
     network[1].calls = 0
     network.register_buffer("seen", torch.zeros(2), persistent=False)
-    start = identity([count, network])
+    start = identify([count, network])
     count()
     network[1].calls += 1
     network.seen += 1
-    kept = [unchanged(before, after) for before, after in zip(start, identity([count, network]), strict=True)]
+    kept = [unchanged(before, after) for before, after in zip(start, identify([count, network]), strict=True)]
     assert "calls" not in str(kept) and "seen" not in str(kept) and "strength" in str(kept)
     network[1].inplace = True
-    assert differences(kept[1], identity(network), "f") == ["f.1.inplace: was False, is now True"]
+    assert differences(kept[1], identify(network), "f") == ["f.1.inplace: was False, is now True"]
 
 
 def test_objects_that_hold_each_other_end():
     one, other = Jitter(1.0), Jitter(2.0)
     one.other, other.other = other, one
-    assert is_plain(identity(one)) and identity(one) == identity(one)
+    assert is_plain(identify(one)) and identify(one) == identify(one)
 
 
 def test_the_identity_of_a_large_network_is_small():
-    found = identity(build_backbone("resnet18", (3, 32, 32)))
+    found = identify(build_backbone("resnet18", (3, 32, 32)))
     assert is_plain(found) and len(str(found)) < 100_000
