@@ -82,6 +82,7 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
         for name, function in (("loss", loss), ("collate_fn", collate_fn), ("read", read)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name}={function!r} cannot be called; pass a function or a module.")
+        self.seed_was_given = seed is not None
         self.seed = seed if seed is not None else int(torch.randint(2**31 - 1, ()))
         self.generator = torch.Generator().manual_seed(self.seed)  # views are drawn from it
         self.given = SimpleNamespace(loss=loss)  # networks and losses as passed; not submodules until _build uses them

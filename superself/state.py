@@ -11,11 +11,19 @@ from typing import Any
 from superself.basics.random import preserve_random_state
 from superself.data import ImageSpec, Preprocessing
 from superself.training import Settings, choose_precision, dataset_state_keys, read_checkpoint, require_fit, versions
-from superself.training.hyper_parameters import adopt, contradictions_of, lineage, stored_values
-from superself.training.settings import differences
+from superself.training.hyper_parameters import adopt, contradictions, lineage, run_identity, stored_values
+from superself.training.identity import identify, unchanged
 
 NEEDED = {
-    *("lineage", "arguments", "attached", "seed", "preprocessing", "data"),  # of the supervisor, and of its run:
+    *(
+        "lineage",
+        "arguments",
+        "identity",
+        "attached",
+        "seed",
+        "preprocessing",
+        "data",
+    ),  # of the supervisor, and of its run:
     *("step", "epoch", "epoch_began", "epoch_random", "settings", "optimizer", "lr_scheduler", "sampler", "metrics"),
     *("trackers", "random"),
 }
@@ -23,11 +31,14 @@ NEEDED = {
 
 def supervisor_state(supervisor: Any) -> dict[str, Any]:
     """What NAME.pt holds of the supervisor; the run adds step, optimizer, schedule and random state."""
-    images = supervisor.images
+    images, run = supervisor.images, supervisor.run
+    now = run_identity(supervisor, run.settings, run.precision)
+    run.identity = now if run.identity is None else unchanged(run.identity, now)
     return {
         "algorithm": type(supervisor).__name__,
         "lineage": lineage(type(supervisor)),
         "arguments": stored_values(supervisor),
+        "identity": run.identity,
         "attached": sorted(supervisor._top_names() - supervisor._built),  # by the user, not by _build
         "seed": supervisor.seed,
         "model": supervisor.state_dict(),
@@ -74,9 +85,9 @@ def _take(supervisor: Any, name: str | Path, stored: dict[str, Any], settings: S
     changed, contradictions = False, []
     if _share_an_algorithm(supervisor, stored):
         changed, contradictions = adopt(supervisor, stored["arguments"])
-    _check_shape(supervisor, name, shape)
     if settings is not None:
         _require_same_run(supervisor, name, stored, settings)
+    _check_shape(supervisor, name, shape)
     if not supervisor.has_data:
         supervisor.images = ImageSpec(shape, count)
     other_images = supervisor.has_data and supervisor.images.fingerprint != stored["data"]["fingerprint"]
@@ -88,6 +99,8 @@ def _take(supervisor: Any, name: str | Path, stored: dict[str, Any], settings: S
         with preserve_random_state():
             supervisor._build_for(shape)
         supervisor.to(device)
+    if settings is not None:
+        _require_same_networks(supervisor, name, stored)
     supervisor._build_views()
     supervisor._built = supervisor._top_names() - attached
     preprocessing = Preprocessing.from_dict(stored["preprocessing"])
@@ -103,17 +116,29 @@ def _take(supervisor: Any, name: str | Path, stored: dict[str, Any], settings: S
 
 def _require_same_run(supervisor: Any, name: str | Path, stored: dict[str, Any], settings: Settings) -> None:
     precision = choose_precision(settings.precision, supervisor.device, supervisor)
-    found = differences(stored["settings"], {**settings.describe(), "precision": precision})
+    now = run_identity(supervisor, settings, precision)
+    found = []
     if not _share_an_algorithm(supervisor, stored):
         found.append(f"algorithm: was {stored['algorithm']}, is now {type(supervisor).__name__}")
-    found += contradictions_of(supervisor, stored["arguments"])
-    if settings.seed not in (None, stored["seed"]):
-        found.append(f"seed: was {stored['seed']}, is now {settings.seed}")
+    found += contradictions(stored["identity"], now, ("settings", "arguments", "data"))
+    seed = settings.seed if settings.seed is not None else supervisor.seed if supervisor.seed_was_given else None
+    if seed not in (None, stored["seed"]):
+        found.append(f"seed: was {stored['seed']}, is now {seed}")
     count, images = stored["data"]["count"], supervisor.images
     if count != len(images):
         found.append(f"images: was {count}, is now {len(images)}")
     elif stored["data"]["fingerprint"] != images.fingerprint:
         found.append(f"data set: different images (same number, {count})")
+    _refuse_to_resume(name, found)
+
+
+def _require_same_networks(supervisor: Any, name: str | Path, stored: dict[str, Any]) -> None:
+    """Refuses a network that differs although all arguments agree, as the ``_build`` of a user's class may make one."""
+    now = {"networks": {"model": identify(supervisor.model)}}
+    _refuse_to_resume(name, contradictions(stored["identity"], now, ["networks"]))
+
+
+def _refuse_to_resume(name: str | Path, found: list[str]) -> None:
     if found:
         raise ValueError(
             f"The run {str(name)!r} cannot be resumed with other settings ({'; '.join(found)}); pass the original values, or "

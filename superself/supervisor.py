@@ -127,7 +127,12 @@ class Supervisor(Buildable):
             pretrained: start from the weights in NAME.pt, or from those of the run given here.
             lr_scheduler: None for "constant", "warmup_cosine", "cosine", a Schedule, or ``f(optimizer)``, which also gets
                 ``total_steps`` if it has a parameter of that name; steps once per optimizer step.
-            resume: True continues the run in NAME.pt where it was stored; "auto" does so if there is one.
+            resume: True continues the run in NAME.pt where it was stored; "auto" does so if there is one. Whatever determines
+                the weights must be as it was: data, hyper-parameters, networks, functions (see ``training.identity`` for how
+                they are compared) and the settings in ``DETERMINE_THE_RUN``. These may change: epochs, num_workers, name,
+                overwrite, probe, probe_every, devices, strategy, num_nodes, on_nan, save_every, compile, progress, trackers,
+                memory_limit, on_bad_image and the place of the data. A seed that is None is taken from the file. Not
+                compared are the code of classes and labels next to the images.
             overwrite: replace a run of this name.
             weight_decay: for weights, not for biases and norms; None leaves it to the optimizer.
             seed: of order, views and dropout; None takes the constructor's, which covers the initial weights too.

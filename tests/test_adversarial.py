@@ -258,7 +258,7 @@ def test_resumed_run_equals_uninterrupted_run(settings):
     whole = game(tiny_images(20), **options).supervise(name="whole", **settings)
     with pytest.raises(KeyboardInterrupt):
         Stopped(tiny_images(20), seed=0, **options).supervise(name="parts", **settings)
-    resumed = game(tiny_images(20), seed=5, **options).supervise(name="parts", resume=True, **settings)
+    resumed = game(tiny_images(20), seed=None, **options).supervise(name="parts", resume=True, **settings)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
     states = [s.run.optimizer.state_dict()["state"] for s in (whole, resumed)]

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from superself.training.checkpoint import is_plain
-from superself.training.describe import describe_value, to_plain
+from superself.training.describe import to_plain
+from superself.training.identity import differences, identify
 from superself.training.schedules import Schedule
+
+if TYPE_CHECKING:
+    from superself.training.settings import Settings
 
 NOT_STORED = {"self", "model", "dataset", "collate_fn", "seed"}  # and what only concerns how the data are read:
 OF_THE_DATA = {"image_size", "on_bad_image", "read", "planes", "memory_limit"}
 BASES = {"Module", "Buildable", "Supervisor", "JointEmbedding", "AdversarialSupervisor"}  # not algorithms
 SCHEDULE = "schedule"  # key of the values of a Schedule in a checkpoint
 MISSING = object()
+MOST_DIFFERENCES = 3  # that are listed for one hyper-parameter, such as a backbone
 
 
 def declared(supervisor: nn.Module) -> dict[str, Any]:
@@ -66,17 +72,36 @@ def lineage(cls: type) -> list[str]:
     return [base.__name__ for base in cls.__mro__ if issubclass(base, nn.Module) and base.__name__ not in BASES]
 
 
-def contradictions_of(supervisor: nn.Module, stored: dict[str, Any]) -> list[str]:
-    """Where the hyper-parameters of ``supervisor`` differ from stored ones, both values included."""
-    now = stored_values(supervisor)
-    pairs = [(name, value, now[name]) for name, value in stored.items() if name in now]
-    found = [f"{name}: was {old!r}, is now {new!r}" for name, old, new in pairs if not _equal(old, new)]
-    for name in ("augment", "loss"):  # two functions cannot be compared, but one with a name or with None can
-        own = _value(supervisor, name)
-        if own is not MISSING and (name in stored) != (name in now):
-            old = repr(stored[name]) if name in stored else "a function or module"
-            found.append(f"{name}: was {old}, is now {own if name in now else describe_value(own)!r}")
-    return found
+def run_identity(supervisor: nn.Module, settings: Settings, precision: str) -> dict[str, dict[str, Any]]:
+    """What determines the weights that a run ends with, in values that a checkpoint can hold; see ``identify``.
+
+    Args:
+        supervisor: with its networks built.
+        settings: of the run.
+        precision: that the run computes in.
+    """
+    images, options, dataset = supervisor.images, supervisor._open_options, supervisor._dataset
+    while hasattr(dataset, "dataset"):  # a Subset
+        dataset = dataset.dataset
+    data = {"read": options["read"], "planes": options["planes"], "collate_fn": supervisor.collate_fn}
+    transforms = {name: getattr(dataset, name, None) for name in ("transform", "target_transform")}
+    return {
+        "settings": {**settings.determining(), "precision": precision},
+        "arguments": {name: identify(value) for name, value in declared(supervisor).items()},
+        "data": {"image_size": tuple(images.shape[1:]), **identify(data), **identify(transforms)},
+        "networks": {"model": identify(supervisor.model)},
+    }
+
+
+def contradictions(was: dict[str, Any], now: dict[str, Any], parts: Iterable[str]) -> list[str]:
+    """Where two results of ``run_identity`` differ, both values included; only names that both have are compared."""
+    pairs = [(name, was[part][name], now[part][name]) for part in parts for name in was[part] if name in now[part]]
+    return [text for name, old, new in pairs for text in _shortened(differences(old, new, name), name)]
+
+
+def _shortened(found: list[str], name: str) -> list[str]:
+    more = len(found) - MOST_DIFFERENCES
+    return [*found[:MOST_DIFFERENCES], f"{name}: {more} more differences"] if more > 0 else found
 
 
 def default_of(cls: type, name: str) -> Any:

@@ -49,6 +49,7 @@ class Run:
         self.epoch_began = 0  # the step at which this epoch began
         self.metrics, self.signals = Metrics(), FinishStepOnSignal()
         self.trackers: list[Tracker] = []
+        self.identity: dict[str, Any] | None = None  # what determines this run, from its first step on
         self.saved_step: int | None = None  # of the file that this run wrote last
         self.resumed_within_epoch = False
         self._no_gradient, self._hooks = "", []

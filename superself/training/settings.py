@@ -15,6 +15,7 @@ import torch
 from superself.basics.validate import require_choice, require_fraction, require_positive
 from superself.training.checkpoint import checkpoint_path
 from superself.training.describe import describe_value
+from superself.training.identity import identify
 from superself.training.optimizers import check_optimizer
 from superself.training.precision import check_precision
 from superself.training.schedules import check_lr_scheduler
@@ -153,6 +154,11 @@ class Settings:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return describe_value({**values, "trackers": [type(tracker).__name__ for tracker in self.trackers]})
 
+    def determining(self) -> dict[str, Any]:
+        """The settings that a resumed run must share, as identities: all that change a weight, apart from the seed."""
+        values = {name: identify(getattr(self, name)) for name in DETERMINE_THE_RUN}
+        return {**values, "lr_scheduler": identify(check_lr_scheduler(self.lr_scheduler))}  # "cosine" is a Schedule
+
     def _check_memory_options(self) -> None:
         if self.batch_size % self.accumulate:
             raise ValueError(
@@ -181,8 +187,3 @@ def _run_name(name: Any) -> str:
     if path.name in ("", ".", ".."):
         raise TypeError(f"name={name!r} must be a path without an extension, for example 'store/base'.")
     return str(path)
-
-
-def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between the settings of a stored run and those of now, among what determines a run."""
-    return [f"{k}: was {stored.get(k)!r}, is now {now[k]!r}" for k in DETERMINE_THE_RUN if stored.get(k) != now[k]]
