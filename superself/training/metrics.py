@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from superself.basics.distributed import gather_objects, world_size
-
 RESERVED = (
     "epoch",
     "step",
@@ -46,27 +44,15 @@ class Metrics:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.counts[name] = self.counts.get(name, 0) + 1
 
-    def means(self, all_processes: bool = False) -> dict[str, float]:
-        """The mean of every name so far, fetched from the device in one go.
-
-        Args:
-            all_processes: over the steps of all processes, each of which must call this; otherwise over those of this one.
-        """
-        if not all_processes or world_size() == 1:
-            return {name: value / self.counts[name] for name, value in self._fetched().items()}
-        sums: dict[str, float] = {}
-        counts: dict[str, int] = {}
-        for part, steps in gather_objects((self._fetched(), self.counts)):
-            for name, value in part.items():
-                sums[name] = sums.get(name, 0.0) + value
-                counts[name] = counts.get(name, 0) + steps[name]
-        return {name: value / counts[name] for name, value in sums.items()}
-
-    def _fetched(self) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
+        """The mean of every name so far, fetched from the device in one go."""
+        if not self.sums:
+            return {}
         if len({value.device for value in self.sums.values()}) > 1:
-            return {name: value.item() for name, value in self.sums.items()}
-        values = torch.stack(list(self.sums.values())).tolist() if self.sums else []
-        return dict(zip(self.sums, values, strict=True))
+            values = [value.item() for value in self.sums.values()]
+        else:
+            values = torch.stack(list(self.sums.values())).tolist()
+        return {name: value / self.counts[name] for name, value in zip(self.sums, values, strict=True)}
 
     def clear(self) -> None:
         """Starts the next epoch."""

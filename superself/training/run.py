@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from superself.basics.distributed import require_equal_rows, world_size
 from superself.basics.random import preserve_random_state, random_state, set_random_state
 from superself.training.checkpoint import (
     archive,
@@ -246,8 +245,6 @@ class Run:
                     self._set_random_state(continued)
                 continue
             data = supervisor._as_batch(values).to(supervisor.device)
-            if not skips_itself:  # a user's loader
-                require_equal_rows(len(data), supervisor.device)
             self._waited += time.perf_counter() - asked
             self._images += len(data)
             yield data
@@ -298,7 +295,7 @@ class Run:
 
     def end_epoch(self) -> None:
         """Measures, saves and reports the epoch."""
-        row = self.summary(all_processes=True)
+        row = self.summary()
         self._require_finite(row["loss"])
         self.epoch += 1
         self.epoch_began = self.step
@@ -315,13 +312,9 @@ class Run:
         for tracker in self.trackers:
             tracker.epoch(row)
 
-    def summary(self, all_processes: bool = False) -> dict[str, Any]:
-        """The means of the epoch so far as a row of plain numbers; fetches them from the device.
-
-        Args:
-            all_processes: over all of them, each of which must call this; otherwise this process shows its own.
-        """
-        means = self.metrics.means(all_processes)
+    def summary(self) -> dict[str, Any]:
+        """The means of the epoch so far as a row of plain numbers; fetches them from the device."""
+        means = self.metrics.means()
         seconds = max(time.perf_counter() - self._began, 1e-9)
         left = (self.total_steps - self.step) * seconds / self._steps_timed if self._steps_timed else 0.0
         return {
@@ -330,7 +323,7 @@ class Run:
             "loss": means.pop("loss", float("nan")),
             "chance_loss": self.chance_loss,
             **means,
-            "images_per_second": self._images * world_size() / seconds,
+            "images_per_second": self._images / seconds,
             "waiting_share": self._waited / seconds,
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": seconds,
