@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, distributed
+
+_is_alone = False
 
 
 def world_size() -> int:
@@ -45,5 +50,16 @@ def mean(x: Tensor) -> Tensor:
     return collective.all_reduce(x.clone()) / world_size()
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process counts as the only one: for work that the others take no part in."""
+    global _is_alone
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
+
+
 def _initialized() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+    return not _is_alone and distributed.is_available() and distributed.is_initialized()
