@@ -330,8 +330,9 @@ class Run:
             warnings.warn(
                 f"epoch {self.epoch} could not be saved ({error}); free some space, training continues.", stacklevel=3
             )
-        for tracker in self.trackers:
-            tracker.epoch(row)
+        with self.parallel.solo():
+            for tracker in self.trackers:
+                tracker.epoch(row)
 
     def summary(self) -> dict[str, Any]:
         """The means of the epoch so far as a row of plain numbers; fetches them from the device."""
