@@ -18,6 +18,7 @@ from superself.basics.distributed import alone
 
 TIMEOUT = datetime.timedelta(minutes=10)  # a process that does not answer for so long ends the run with an error
 PATIENCE = datetime.timedelta(days=7)  # how long the others wait while process 0 measures and saves
+ANSWER = datetime.timedelta(seconds=5)  # for processes to answer once the communication has failed
 EXCHANGE_SECONDS = 0.5  # about how often processes exchange whether to stop
 LOST = re.compile(r"gloo|nccl|timed out|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 
@@ -220,9 +221,9 @@ class Parallel:
             if not (self.several and LOST.search(str(error))):
                 raise
             raise RuntimeError(
-                f"process {self.rank} of {self.world_size} cannot reach the others ({str(error).splitlines()[0]}): "
-                f"{_who_is_missing()}. A process that does not answer for {TIMEOUT} ends the run; look at the output of that "
-                'process, and start again with resume="auto" to continue from the last stored state.'
+                f"process {self.rank} of {self.world_size} stops because {_who_is_missing()} (a process that does not answer for "
+                f"{TIMEOUT} ends the run); look for its own error in the output above, and start again with "
+                'resume="auto" to continue from the last stored state.'
             ) from error
 
 
@@ -251,13 +252,13 @@ def leave() -> None:
 def _who_is_missing() -> str:
     """Which processes do not answer a call that those with an error make at about the same time."""
     try:
-        distributed.monitored_barrier(_groups["control"], timeout=datetime.timedelta(seconds=5), wait_all_ranks=True)
+        distributed.monitored_barrier(_groups["control"], timeout=min(TIMEOUT, ANSWER), wait_all_ranks=True)
     except RuntimeError as error:
         found = re.search(r"Ranks ([\d, ]+) failed", str(error))
         named = found.group(1).strip(", ").split(",") if found else ["0"] if distributed.get_rank() else []
         if named:
-            return f"no answer from process {', '.join(number.strip() for number in named)}"
-    return "it is not known which process failed first"
+            return f"process {', '.join(number.strip() for number in named)} does not answer"
+    return "the connection to another process was lost"
 
 
 @contextlib.contextmanager

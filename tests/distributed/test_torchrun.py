@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 import superself
 from superself import RotateNetSupervisor
@@ -69,11 +68,10 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def torchrun(path: Path, *arguments: str, processes: int = 2) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    if "--nnodes" not in arguments:
-        command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    return start([*command, *arguments, str(path)], path.parent)
+def torchrun(path: Path, *arguments: str, restarts: int = 0) -> subprocess.Popen:
+    """Starts two processes of a script with its arguments."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--max-restarts={restarts}"]
+    return start([*command, f"--master-port={free_port()}", str(path), *arguments], path.parent)
 
 
 def start(command: list[str], folder: Path, **variables: str) -> subprocess.Popen:
@@ -248,11 +246,7 @@ found["weights"], found["steps"], found["began"] = digest(s), s.run.step, s.run.
 def test_a_killed_process_ends_the_job_and_another_number_of_processes_continues_it(tmp_path):
     path = script(tmp_path, DIES)
     began = time.perf_counter()
-    run = start(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", str(path)]
-        + ["5", "4"],
-        tmp_path,
-    )
+    run = torchrun(path, "5", "4")
     output = finish(run)
     assert run.returncode != 0 and time.perf_counter() - began < 60, output[-3000:]
     assert read_checkpoint(tmp_path / "store/run")["step"] == 4  # the last good epoch
@@ -262,8 +256,61 @@ def test_a_killed_process_ends_the_job_and_another_number_of_processes_continues
     alone.supervise(epochs=3, name=tmp_path / "store/run", **settings)
     assert alone.run.facts["resumed_at_step"] == 4 and alone.run.step == 6
 
-    command = ["--nproc-per-node=2", f"--master-port={free_port()}", "--max-restarts=1", str(path), "7", "5"]
-    output = finish(start([sys.executable, "-m", "torch.distributed.run", *command], tmp_path))  # then two again
+    output = finish(torchrun(path, "7", "5", restarts=1))  # then two again
     first, second = results(tmp_path)
     assert first["weights"] == second["weights"] and first["steps"] == 10, output[-3000:]
     assert first["began"] == 6  # of the second start by torchrun itself: epoch 4 was not finished when it was killed
+
+
+HANGS = """
+parallel.TIMEOUT = parallel.datetime.timedelta(seconds=3)
+s = make(seed=0)
+s.on_step = lambda step: time.sleep(12) if (rank(), step) == (1, 3) else None
+s.supervise(epochs=4, name="store/run", progress=False, **options)
+"""
+
+
+def test_a_process_that_hangs_ends_the_job_after_the_timeout_with_its_number(tmp_path):
+    run = torchrun(script(tmp_path, HANGS))
+    output = finish(run)
+    assert run.returncode != 0
+    assert "process 0 of 2 stops because process 1 does not answer" in output
+    assert read_checkpoint(tmp_path / "store/run")["step"] == 2
+
+
+TRAINS = """
+s = make()
+s.supervise(epochs=1, name="store/run", **options)
+found["weights"], found["processes"] = digest(s), s.run.facts["processes"]
+"""
+
+
+def test_processes_of_slurm_train_together(tmp_path):
+    path = script(tmp_path, TRAINS)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "localhost", "SLURM_NODEID": "0"}
+    job |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_STEP_NUM_TASKS": "2"}
+    job["MASTER_PORT"] = str(free_port())
+    runs = [
+        start([sys.executable, str(path)], tmp_path, **job, SLURM_PROCID=str(task), SLURM_LOCALID=str(task))
+        for task in range(2)
+    ]
+    output = "".join([finish(run) for run in runs])
+    assert [run.returncode for run in runs] == [0, 0], output[-3000:]
+    first, second = results(tmp_path)
+    assert first == second and first["processes"] == 2
+    assert output.count("epoch 1/1") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rendezvous", ["c10d", "static"])
+def test_two_machines_train_together(tmp_path, rendezvous):
+    path, port = script(tmp_path, TRAINS), free_port()
+    fixed = ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    elastic = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=7", "--local-addr=127.0.0.1"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    command += elastic if rendezvous == "c10d" else fixed
+    runs = [start([*command, f"--node-rank={node}", str(path)], tmp_path) for node in range(2)]
+    output = "".join([finish(run) for run in runs])
+    assert [run.returncode for run in runs] == [0, 0], output[-3000:]
+    first, second = results(tmp_path)
+    assert first == second and first["processes"] == 2
