@@ -32,6 +32,7 @@ from superself.training import (
     parameter_groups,
     require_writable,
     scheduled,
+    start_processes,
 )
 from superself.training.hyper_parameters import declared
 from superself.training.metrics import check_metric_name
@@ -75,6 +76,7 @@ class Supervisor(Buildable):
     needs_index: ClassVar[bool] = False  # whether ``_forward`` needs the positions of the images in the data set
     knows_its_images: ClassVar[bool] = False  # whether the loss says nothing about other images than those trained on
     compares_images: bool = False  # whether the loss of an image depends on the other images of its batch
+    skips_parameters: ClassVar[bool] = False  # whether some trained parameters get no gradient in some steps
     trains_backbone: bool = True  # False where the backbone is frozen on purpose
     run: Run | None = None  # of the last call of supervise()
 
@@ -170,11 +172,16 @@ class Supervisor(Buildable):
             micro_batch, clip, average, on_nan, save_every, compile, progress, trackers,
         )  # fmt: skip
         settings.check_data(len(self.images) if self.has_data else 0)
-        require_writable(settings.name)
-        stored = load_run(self, settings.name, settings) if settings.continues else None
+        parallel = start_processes(settings, self.device)
+        if parallel.device != self.device:
+            self.to(parallel.device)
+        if parallel.is_first:
+            require_writable(settings.name)
+        stored = load_run(self, settings.name, settings) if parallel.broadcast(settings.continues) else None
         self._require_model()
-        self.run = Run(self, settings)
+        self.run = Run(self, settings, parallel)
         self.seed = stored["seed"] if stored else self.seed if settings.seed is None else settings.seed
+        self.seed = parallel.broadcast(self.seed)
         seed_everything(self.seed, self.generator)
         self.generator.manual_seed(self.seed + rank())  # different views in each process
         if stored is None:
@@ -189,7 +196,7 @@ class Supervisor(Buildable):
             lr_scheduler,
         )
         self.run.open(train_loader, optimizer, lr_scheduler, stored)
-        with self.run:
+        with parallel.naming_lost_processes(), self.run:
             self._pristine = False
             self._epochs(settings.epochs, train_loader, optimizer, lr_scheduler)
         return self

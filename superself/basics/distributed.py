@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
+
+_is_alone = False
 
 
 def world_size() -> int:
@@ -105,5 +109,16 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process counts as the only one: for work that the others take no part in."""
+    global _is_alone
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
+
+
 def _initialized() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+    return not _is_alone and distributed.is_available() and distributed.is_initialized()

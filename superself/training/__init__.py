@@ -13,8 +13,10 @@ from superself.training.compiling import compile_networks
 from superself.training.describe import describe_value, to_plain, versions
 from superself.training.interrupt import FinishStepOnSignal
 from superself.training.lars import LARS
+from superself.training.launch import start_processes
 from superself.training.metrics import Metrics
 from superself.training.optimizers import GroupRule, can_fuse, check_optimizer, make_optimizer, parameter_groups
+from superself.training.parallel import Parallel
 from superself.training.precision import autocast, check_precision, choose_precision
 from superself.training.run import Run
 from superself.training.schedules import (
@@ -36,6 +38,7 @@ __all__ = [
     "FinishStepOnSignal",
     "GroupRule",
     "Metrics",
+    "Parallel",
     "Progress",
     "Record",
     "Run",
@@ -64,6 +67,7 @@ __all__ = [
     "read_checkpoint",
     "require_fit",
     "scheduled",
+    "start_processes",
     "to_plain",
     "versions",
     "warmup_cosine",

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -24,6 +25,7 @@ from superself.training.checkpoint import (
 )
 from superself.training.interrupt import FinishStepOnSignal
 from superself.training.metrics import Metrics
+from superself.training.parallel import Parallel
 from superself.training.precision import autocast, choose_precision
 from superself.training.settings import Settings
 from superself.training.step import TrainingStep
@@ -39,10 +41,12 @@ class Run:
     Args:
         supervisor: the Supervisor that is trained, with its networks built.
         settings: the validated arguments of ``supervise()``.
+        parallel: the processes that take part; None for this one alone.
     """
 
-    def __init__(self, supervisor: Any, settings: Settings) -> None:
+    def __init__(self, supervisor: Any, settings: Settings, parallel: Parallel | None = None) -> None:
         self.supervisor, self.settings, self.name = supervisor, settings, str(settings.name)
+        self.parallel = parallel or Parallel(supervisor.device)
         self.module: nn.Module = supervisor  # what the loop calls; a wrapper for several processes goes around it
         self.step = self.epoch = self.steps_per_epoch = self.total_steps = 0
         self.epoch_began = 0  # the step at which this epoch began
@@ -77,10 +81,11 @@ class Run:
             ) from error
         chance = self.supervisor.chance_loss if self.supervisor.uses_its_own_loss else None
         self.chance_loss = None if chance is None else float(chance)  # may be measured on the data, so only once
-        self.trackers = [*self.supervisor._trackers(), *self.settings.trackers]
+        self.trackers = [*self.supervisor._trackers(), *self.settings.trackers] if self.parallel.is_first else []
         if stored is not None:
             self._load_state(stored)
         self._continues = stored is not None
+        self._join_processes()
         kept = None if self._continues or self.settings.overwrite else archived_path(self.name)
         self.facts = self.supervisor._facts() | {
             "settings": self.settings.describe(),
@@ -88,20 +93,34 @@ class Run:
             "epochs": self.settings.epochs,
             "steps_per_epoch": self.steps_per_epoch,
             "resumed_at_step": self.step,
+            "processes": self.parallel.world_size,
             "plan": self._plan(kept),
         }
         require_plain(self._state())
         self._began_at = self.step
-        for tracker in self.trackers:
-            if not isinstance(tracker, Record):
-                tracker.start({**self.facts, "run": self})
+        with self.parallel.solo(self.supervisor):
+            for tracker in self.trackers:
+                if not isinstance(tracker, Record):
+                    tracker.start({**self.facts, "run": self})
+
+    def _join_processes(self) -> None:
+        """Makes all processes start from the weights of the first, and wraps what the loop calls."""
+        if not self.parallel.several:
+            return
+        supervisor, parallel = self.supervisor, self.parallel
+        images = supervisor.images
+        parallel.require_equal("the data set (images, fingerprint)", (len(images), images.fingerprint))
+        parallel.require_equal("the number of steps per epoch", self.steps_per_epoch)
+        supervisor.preprocessing = parallel.broadcast(supervisor.preprocessing)
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.module = parallel.wrap(supervisor, trained, supervisor.skips_parameters)
 
     def _start_record(self) -> None:
         """Moves the run of this name out of the way and starts the record, not before a step of this run has succeeded."""
         if self._recording:
             return
         self._recording = True
-        if not (self._continues or self.settings.overwrite):
+        if self.parallel.is_first and not (self._continues or self.settings.overwrite):
             archive(self.name)
         for tracker in self.trackers:
             if isinstance(tracker, Record):
@@ -119,6 +138,7 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         self._remove_hooks()
         self.training_step.close()
+        self.module = self.supervisor
         interrupted = self.signals.received is not None or (
             kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit))
         )
@@ -179,7 +199,7 @@ class Run:
             plan += "; this run is already finished, pass a larger epochs= to continue it"
         if kept is not None:
             plan += f"; the run that was there is kept as {kept} (resume=True would continue it)"
-        if self.settings.progress and self.step < self.total_steps:
+        if self.parallel.agree(self.settings.progress and self.step < self.total_steps):
             seconds = self._estimate_seconds()
             plan += "" if seconds is None else f"; about {duration(seconds)}"
         return plan
@@ -205,7 +225,7 @@ class Run:
                     loss.backward()
                     loss.item()
                     seconds = time.perf_counter() - began
-                    if seconds > 1:
+                    if self.parallel.agree(seconds > 1):
                         break
         finally:
             self.metrics = metrics
@@ -223,6 +243,7 @@ class Run:
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The rest of this epoch's batches, on the device of the networks; measures the time spent waiting for them."""
+        self.parallel.synchronize(self.supervisor)  # _before_epoch may have drawn or computed something
         done = self.step - self.epoch_began
         skips_itself = getattr(self.sampler, "skips_batches", False)
         if skips_itself:
@@ -248,13 +269,13 @@ class Run:
             self._waited += time.perf_counter() - asked
             self._images += len(data)
             yield data
-            if self.signals.received:  # a loop that does not call end_step
+            if self.parallel.stops(self.signals.received):  # a loop that does not call end_step
                 self._leave()
             asked = time.perf_counter()
 
     def forward(self, data: Any) -> Tensor:
         """The loss of a batch, in the precision of the run; its ``backward()`` gives the gradient of the whole batch."""
-        return self.training_step.forward(data)
+        return self.parallel.share_value(self.training_step.forward(data))
 
     def accepts(self, loss: Tensor) -> bool:
         """Whether the step is taken: the loss must be a finite scalar; on an accelerator this is seen when it is fetched."""
@@ -272,20 +293,22 @@ class Run:
         if self._no_gradient:
             self._report_gradients()
         now = time.perf_counter()
-        if now - self._drawn >= REFRESH_SECONDS:
+        if self.parallel.due(self.step, now - self._drawn >= REFRESH_SECONDS):
             self._drawn = now
+            self.parallel.exchange(self.step, self.signals.received)
             row = self.summary()
             self._require_finite(row["loss"])
             for tracker in self.trackers:
                 tracker.step(row)
-        if self.signals.received:
+        if self.parallel.stops(self.signals.received):
             self._require_finite(self.metrics.means()["loss"])
             self._leave()
 
     def _leave(self) -> None:
         """Stores the run between two steps and ends it as the signal asks."""
         self.save()
-        if self.settings.progress:
+        self.signals.received = self.parallel.stops(self.signals.received)
+        if self.settings.progress and self.parallel.is_first:
             with contextlib.suppress(OSError, ValueError, AttributeError):  # a closed output
                 print(
                     f"Stopped after step {self.step}, saved to {self.name}.pt; pass resume=True to continue.",
@@ -295,13 +318,15 @@ class Run:
 
     def end_epoch(self) -> None:
         """Measures, saves and reports the epoch."""
-        row = self.summary()
+        row = self.parallel.average(self.summary())
         self._require_finite(row["loss"])
+        self.parallel.require_equal_weights(self.supervisor)
         self.epoch += 1
         self.epoch_began = self.step
         self.resumed_within_epoch = False
-        for tracker in self.trackers:
-            row.update(tracker.measure(row))
+        with self.parallel.solo(self.supervisor):
+            for tracker in self.trackers:
+                row.update(tracker.measure(row))
         self.metrics.clear()
         try:
             self.save()
@@ -309,8 +334,9 @@ class Run:
             warnings.warn(
                 f"epoch {self.epoch} could not be saved ({error}); free some space, training continues.", stacklevel=3
             )
-        for tracker in self.trackers:
-            tracker.epoch(row)
+        with self.parallel.solo():
+            for tracker in self.trackers:
+                tracker.epoch(row)
 
     def summary(self) -> dict[str, Any]:
         """The means of the epoch so far as a row of plain numbers; fetches them from the device."""
@@ -323,7 +349,7 @@ class Run:
             "loss": means.pop("loss", float("nan")),
             "chance_loss": self.chance_loss,
             **means,
-            "images_per_second": self._images / seconds,
+            "images_per_second": self._images * self.parallel.world_size / seconds,
             "waiting_share": self._waited / seconds,
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": seconds,
@@ -355,7 +381,10 @@ class Run:
     def save(self) -> None:
         """Writes NAME.pt."""
         self._start_record()
-        write_checkpoint(self.name, self._state())
+        state = self._state()
+        with self.parallel.solo():
+            if self.parallel.is_first:
+                write_checkpoint(self.name, state)
         self.saved_step = self.step
 
     def _state(self) -> dict[str, Any]:
@@ -369,10 +398,11 @@ class Run:
             "optimizer": plain_dicts(self.optimizer.state_dict()),
             "lr_scheduler": plain_dicts(self.lr_scheduler.state_dict()),
             "sampler": self.sampler.state_dict() if hasattr(self.sampler, "state_dict") else {},
-            "metrics": self.metrics.state_dict(),
+            "metrics": {**self.metrics.state_dict(), "sums": self.parallel.average(self.metrics.sums)},
             "trackers": [(type(tracker).__name__, tracker.state_dict()) for tracker in self.trackers],
             "random": self._random_state(),
             **self.training_step.state_dict(),
+            "random_of_others": self.parallel.gather(self._random_state())[1:],
         }
 
     def _random_state(self) -> dict[str, Any]:
@@ -402,7 +432,12 @@ class Run:
             if mine is not None:
                 states.remove(mine)
                 tracker.load_state_dict(mine[1])
-        self._set_random_state(stored["random"])
+        states = [stored["random"], *stored.get("random_of_others", [])]
+        same = len(states) == self.parallel.world_size
+        self._set_random_state(states[self.parallel.rank if same else 0])
+        if not same:  # views continue from numbers of their own in each process
+            entropy = (stored["seed"], self.epoch, self.step, self.parallel.rank)
+            self.supervisor.generator.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
         self.training_step.load_state_dict(stored)
 
     def _require_finite(self, loss: float) -> None:
