@@ -73,8 +73,8 @@ def limit(meter: Meter, setting: Setting) -> None:
     train(Limit, meter, setting)
 
 
-def train(algorithm: type[Supervisor], meter: Meter, setting: Setting) -> None:
-    """Runs ``supervise()`` until the meter ends it."""
+def train(algorithm: type[Supervisor], meter: Meter, setting: Setting, **options: Any) -> None:
+    """Runs ``supervise()``, with further arguments, until the meter ends it."""
     supervisor = algorithm(setting.load(), backbone=setting.backbone, seed=0).to(setting.device)
     with tempfile.TemporaryDirectory() as folder:
         supervisor.supervise(
@@ -84,6 +84,7 @@ def train(algorithm: type[Supervisor], meter: Meter, setting: Setting) -> None:
             name=Path(folder) / "run",
             progress=False,
             trackers=[EveryStep(meter.tick)],
+            **options,
         )
 
 

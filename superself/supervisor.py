@@ -140,7 +140,8 @@ class Supervisor(Buildable):
             seed: of order, views and dropout; None takes the constructor's, which covers the initial weights too.
             probe: (labelled_train, labelled_test): prints the kNN accuracy of the backbone; changes no weight.
             probe_every: epochs from one probe to the next.
-            precision: "bf16-mixed", "16-mixed", "32-true", or "auto": bfloat16 where the hardware computes in it.
+            precision: "bf16-mixed", "16-mixed", "32-true", or "auto": bfloat16 where the hardware computes in it. Losses are
+                scaled with "16-mixed", which is slow on processors.
             devices: how many accelerators or processes, or which ones; "auto" stays on the supervisor's device, and under
                 torchrun or SLURM takes one per process.
             strategy: "ddp" or "fsdp" for several processes, "dp" for several accelerators in this one; "auto" is "ddp"
@@ -148,9 +149,10 @@ class Supervisor(Buildable):
             num_nodes: machines.
             sync_batchnorm: batch norm sees the batches of all processes.
             accumulate: parts of each batch that are computed one after the other, to save memory. ``batch_size`` stays the
-                number of images per optimizer step.
+                number of images per optimizer step. Exact for losses that are means over images, except that random
+                numbers are drawn for each part; refused where a loss compares the images of a batch.
             micro_batch: images that go through the networks at once, to save memory; the loss still compares all images of
-                the batch with each other. Costs one more forward pass.
+                the batch with each other. Costs one more forward pass. Batch norm sees these images only, as with ``accumulate``.
             clip: largest norm of the gradient of all parameters together; None does not clip.
             average: fraction of a moving average of the weights that is kept at each step, for example 0.999;
                 ``get_backbone(averaged=True)`` returns it.
@@ -248,7 +250,11 @@ class Supervisor(Buildable):
             run.end_epoch()
 
     def _forward(self, data: Batch) -> Tensor:
-        """The algorithm's equations: a batch -> a scalar loss. No backward pass, no step, no change of state."""
+        """The algorithm's equations: a batch -> a scalar loss. No backward pass, no step, no change of state.
+
+        With ``accumulate`` it is called for each part of a batch; what it keeps for ``_after_step``, other than in a queue or
+        bank, is then that of the last part.
+        """
         raise TypeError(f"{type(self).__name__} defines no _forward(data) -> loss; write one, as algorithms/ do.")
 
     def _update(self, loss: Tensor, optimizer: Optimizer, lr_scheduler: Any) -> None:

@@ -212,6 +212,8 @@ def test_every_algorithm_trains_in_float16_on_the_device(case, split):
     if case.algorithm.compares_images is True and "accumulate" in split:
         pytest.skip("compares the images of a batch with each other")
     supervisor = case.make(tiny_images(64)).to("cuda")
-    supervisor.supervise(lr=case.lr, epochs=3, batch_size=16, name="run", clip=1.0, average=0.9, progress=False, **HALF, **split)
+    supervisor.supervise(
+        lr=case.lr, epochs=3, batch_size=16, name="run", clip=1.0, average=0.9, progress=False, **HALF, **split
+    )
     assert supervisor.run.training_step.scale.scaler.get_scale() >= 1
     assert all(value.isfinite().all() for value in supervisor.averaged_weights.values())
