@@ -3,12 +3,15 @@
 import pytest
 import torch
 
+from superself.labels import multilabel_loss
+
 from cases import CASES
 from two_processes import (
     RUNS,
     SETTINGS,
     embeddings_in_parts,
     is_error,
+    known_labels,
     normalized,
     norms,
     run_all_jobs,
@@ -84,13 +87,14 @@ def test_batch_norm_of_two_processes_is_that_of_two_parts_in_one_where_it_is_loc
     draw, drawn = torch.randperm, []
 
     def first_of_keys_then_of_queries(n, **options):
-        drawn.append(n)
-        return draw(n, **options) if len(drawn) == 1 else torch.arange(n)
+        drawn.append(torch.arange(n) if drawn else draw(n, **options))
+        return drawn[-1]
 
     monkeypatch.setattr(torch, "randperm", first_of_keys_then_of_queries)
     alone = step(short_name(case), synchronized=False, splits=2)
     both = together(f"local step {short_name(case)}")
-    assert len(drawn) == 2
+    keys, queries = ({frozenset(part.tolist()) for part in order.chunk(2)} for order in drawn)
+    assert keys != queries
     assert both["loss"] == pytest.approx(alone["loss"], abs=TOLERANCE)
     assert largest_difference(alone["gradients"], both["gradients"]) <= TOLERANCE
     whole = step(short_name(case), synchronized=False, splits=1)
@@ -103,6 +107,19 @@ def test_synchronized_batch_norm_is_batch_norm_of_the_whole_batch(together, kind
     alone, both = normalized(norm, x.clone()), together("synchronized_norms")[kind]
     assert largest_difference(alone, both) <= TOLERANCE
     assert all(alone[name].dtype == both[name].dtype for name in alone)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+@pytest.mark.parametrize("kind", norms())
+def test_synchronized_batch_norm_on_an_accelerator_is_batch_norm_of_the_whole_batch(together, kind):
+    norm, x = norms()[kind]
+    both = together("synchronized_norms_on_an_accelerator")[kind]
+    assert largest_difference(normalized(norm, x.clone()), both) <= 10 * TOLERANCE
+
+
+def test_the_loss_of_multi_hot_labels_is_the_mean_over_the_known_labels_of_all_processes(together):
+    assert together("multilabel") == pytest.approx(multilabel_loss(*known_labels()).item())
 
 
 def test_running_statistics_are_averaged_over_processes(together):
