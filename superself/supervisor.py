@@ -26,6 +26,7 @@ from superself.training import (
     Schedule,
     Settings,
     Tracker,
+    check_made,
     make_lr_scheduler,
     make_optimizer,
     parameter_groups,
@@ -177,7 +178,7 @@ class Supervisor(Buildable):
         self.generator.manual_seed(self.seed + rank())  # different views in each process
         if stored is None:
             self._load_pretrained(settings.name, pretrained)
-        train_loader, optimizer, lr_scheduler = self._init_data_optimizer(
+        made = self._init_data_optimizer(
             settings.optimizer,
             settings.batch_size,
             settings.shuffle,
@@ -186,6 +187,7 @@ class Supervisor(Buildable):
             settings.lr,
             lr_scheduler,
         )
+        train_loader, optimizer, lr_scheduler = check_made(made, type(self).__name__)
         self.run.open(train_loader, optimizer, lr_scheduler, stored)
         with self.run:
             self._pristine = False

@@ -77,6 +77,7 @@ class ContrastivePredictiveCodingSupervisor(Supervisor):
     """
 
     family = "contrastive"
+    smallest_image = 2
     loss_meaning = (
         "cross-entropy of finding a patch among all patches of the batch from those on one side of it; 0 is perfect"
     )

@@ -12,7 +12,14 @@ from superself.training.describe import describe_value, to_plain, versions
 from superself.training.interrupt import FinishStepOnSignal
 from superself.training.lars import LARS
 from superself.training.metrics import Metrics
-from superself.training.optimizers import GroupRule, can_fuse, check_optimizer, make_optimizer, parameter_groups
+from superself.training.optimizers import (
+    GroupRule,
+    can_fuse,
+    check_made,
+    check_optimizer,
+    make_optimizer,
+    parameter_groups,
+)
 from superself.training.precision import autocast, check_precision, choose_precision
 from superself.training.run import Run
 from superself.training.schedules import (
@@ -44,6 +51,7 @@ __all__ = [
     "archive",
     "require_writable",
     "can_fuse",
+    "check_made",
     "check_optimizer",
     "check_precision",
     "check_lr_scheduler",
