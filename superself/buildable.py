@@ -23,7 +23,7 @@ from superself.networks.backbones import require_trainable
 from superself.state import load_run, supervisor_state
 from superself.training.hyper_parameters import default_of
 
-NETWORKS = ("backbone", "projector", "predictor", "decoder", "discriminator", "context", "jigsaw_head")
+NETWORKS = ("backbone", "predictor", "projector", "decoder", "discriminator", "context", "jigsaw_head")
 
 Self = TypeVar("Self", bound="Buildable")
 
@@ -49,6 +49,7 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
 
     n_views: ClassVar[int] = 1  # how many views of an image ``views`` makes
     fixed_image_size: ClassVar[bool] = False  # whether the networks only take images of the size they were built for
+    named_projectors: ClassVar[tuple[str, ...]] = ()  # what may be passed as projector= besides a module
     smallest_image: ClassVar[int] = 1  # pixels: the shortest side of images that the method can work with
     dataset_state: ClassVar[tuple[str, ...]] = ()  # parts of the state that are reset when the data set changes
 
@@ -257,7 +258,8 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
             )
         for name in NETWORKS:
             network = getattr(self.given, name, None)
-            if network is not None and not isinstance(network, str):
+            has_a_name = isinstance(network, str) and (name == "backbone" or network in self.named_projectors)
+            if network is not None and not has_a_name:
                 require_trainable(name, network)
         if self.model is not None:
             require_trainable("model", self.model)

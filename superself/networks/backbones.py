@@ -132,7 +132,7 @@ def require_trainable(name: str, network: Any) -> None:
         if value.is_floating_point() and value.dtype != torch.float32:
             dtype = str(value.dtype).removeprefix("torch.")
             raise ValueError(
-                f"the parameter {parameter} of {name} is in {dtype}, and weights are trained in float32; call {name}.float(), and "
+                f"the parameter {parameter} of {name} is in {dtype}, and weights are trained in float32; call {name}.float() and "
                 "choose the precision of computations with precision= of supervise()."
             )
 

@@ -308,7 +308,9 @@ class Run:
         row = self.summary()
         self._require_finite(row["loss"])
         if not self._has_stepped:
-            self.warn("No weight has changed: _update() never called optimizer.step(); call loss.backward() and then it.")
+            self.warn(
+                "No weight has changed: _update() never called optimizer.step(); call loss.backward() and then it."
+            )
         self.epoch += 1
         self.epoch_began = self.step
         self.resumed_within_epoch = False
