@@ -13,14 +13,18 @@ from torch import Tensor, nn
 
 from superself.augment import Transform, recipe
 from superself.basics.declaration import BuildAfterInit, reject_unknown
-from superself.basics.validate import require_count
+from superself.basics.random import LARGEST_SEED
+from superself.basics.validate import require_callable, require_count, require_nonnegative, shortened
 from superself.data import Batch, Images, ImageSpec, Preprocessing, open_images
 from superself.data.open import check_size
 from superself.data.preprocessing import check_normalize
 from superself.networks import CombinedNet, describe
+from superself.networks.backbones import require_trainable
 from superself.state import load_run, supervisor_state
 from superself.training import averaged_copy
 from superself.training.hyper_parameters import default_of
+
+NETWORKS = ("backbone", "predictor", "projector", "decoder", "discriminator", "context", "jigsaw_head")
 
 Self = TypeVar("Self", bound="Buildable")
 
@@ -47,6 +51,8 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
     n_views: ClassVar[int] = 1  # how many views of an image ``views`` makes
     fixed_image_size: ClassVar[bool] = False  # whether the networks only take images of the size they were built for
     averaged_weights: dict[str, Tensor] | None = None  # of the backbone, if the last run kept an average
+    named_projectors: ClassVar[tuple[str, ...]] = ()  # what may be passed as projector= besides a module
+    smallest_image: ClassVar[int] = 1  # pixels: the shortest side of images that the method can work with
     dataset_state: ClassVar[tuple[str, ...]] = ()  # parts of the state that are reset when the data set changes
 
     def __init__(
@@ -70,18 +76,27 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
         reject_unknown(unknown, *(cls.__init__ for cls in type(self).__mro__ if issubclass(cls, Buildable)))
         super().__init__()
         if model is not None and not isinstance(model, nn.Module):
-            raise TypeError(f"model={model!r} is not a network; the data set is passed as dataset=.")
+            raise TypeError(f"model={shortened(model)} is not a network; the data set is passed as dataset=.")
+        if isinstance(dataset, nn.Module):
+            raise TypeError(
+                f"dataset is a {type(dataset).__name__}, which is a network; pass images, and it as backbone=."
+            )
         self._adopted: set[str] = set()  # hyper-parameters that were taken from a file
         if seed is not None:
-            require_count("seed", seed, "makes a run repeatable", minimum=0)
+            require_count("seed", seed, "makes a run repeatable", minimum=0, maximum=LARGEST_SEED)
             torch.manual_seed(seed)
         if view_size is not None:
             view_size = check_size("view_size", view_size)
         if normalize is not None:
             check_normalize(normalize)
-        for name, function in (("loss", loss), ("collate_fn", collate_fn), ("read", read)):
-            if function is not None and not callable(function):
-                raise TypeError(f"{name}={function!r} cannot be called; pass a function or a module.")
+        for name, function, *given in (
+            ("loss", loss),
+            ("collate_fn", collate_fn, "a list of items"),
+            ("read", read, "a path"),
+        ):
+            if function is not None:
+                require_callable(name, function, *given)
+        require_nonnegative("memory_limit", memory_limit, "is a number of bytes")
         self.seed_was_given = seed is not None
         self.seed = seed if seed is not None else int(torch.randint(2**31 - 1, ()))
         self.generator = torch.Generator().manual_seed(self.seed)  # views are drawn from it
@@ -136,6 +151,7 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
 
         Raises:
             FileNotFoundError: if there is no such run.
+            TypeError: if ``name`` is not a name.
             ValueError: if the file does not fit; lists the keys.
         """
         load_run(self, name)
@@ -250,6 +266,18 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
         return {*self._modules, *self._buffers, *self._parameters}
 
     def _build_for(self, shape: tuple[int, int, int]) -> None:
+        if min(shape[1:]) < self.smallest_image:
+            raise ValueError(
+                f"{type(self).__name__} needs images of at least {self.smallest_image} x {self.smallest_image} pixels, got "
+                f"{shape[1]} x {shape[2]}; pass a larger image_size or view_size."
+            )
+        for name in NETWORKS:
+            network = getattr(self.given, name, None)
+            has_a_name = isinstance(network, str) and (name == "backbone" or network in self.named_projectors)
+            if network is not None and not has_a_name:
+                require_trainable(name, network)
+        if self.model is not None:
+            require_trainable("model", self.model)
         self.network_shape = shape  # later images may have another size
         self._build()
         self._built_for = (shape, len(self.images))

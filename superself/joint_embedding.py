@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,6 @@ class JointEmbedding(Supervisor):
     """
 
     n_views = 2
-    named_projectors: ClassVar[tuple[str, ...]] = ()  # what may be passed as projector= besides a module
 
     def __init__(
         self,

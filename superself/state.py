@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from superself.basics.random import preserve_random_state
+from superself.basics.validate import shortened
 from superself.data import ImageSpec, Preprocessing
 from superself.training import Settings, choose_precision, dataset_state_keys, read_checkpoint, require_fit, versions
 from superself.training.hyper_parameters import adopt, contradictions, lineage, run_identity, stored_values
@@ -62,6 +63,7 @@ def load_run(supervisor: Any, name: str | Path, settings: Settings | None = None
     Raises:
         ValueError: if the file does not fit; lists the keys. If it cannot be continued with ``settings``; lists both values.
     """
+    _require_run_name(name)
     stored = read_checkpoint(name)
     missing = NEEDED - stored.keys()
     if missing:
@@ -78,6 +80,17 @@ def load_run(supervisor: Any, name: str | Path, settings: Settings | None = None
     for text in contradictions:
         warnings.warn(f"load({str(name)!r}): {text}; the value that was passed is used.", stacklevel=3)
     return stored
+
+
+def _require_run_name(name: Any) -> None:
+    """Refuses what is not the name of a run, such as its record or its folder; whether the run exists is seen later."""
+    if not isinstance(name, (str, Path)):
+        raise TypeError(f"name={shortened(name)} is not the name of a run; pass what was given to supervise(name=...).")
+    path = Path(name)
+    if path.suffix in (".yaml", ".csv") and path.is_file():
+        raise ValueError(f"{str(name)!r} is the record of a run; pass the run, {str(path.with_suffix(''))!r}.")
+    if path.is_dir() and path.suffix != ".pt" and not Path(f"{path}.pt").is_file():
+        raise IsADirectoryError(f"{str(name)!r} is a folder; pass the name of a run, such as {str(path / 'base')!r}.")
 
 
 def _take(supervisor: Any, name: str | Path, stored: dict[str, Any], settings: Settings | None) -> list[str]:

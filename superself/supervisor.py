@@ -26,6 +26,7 @@ from superself.training import (
     Schedule,
     Settings,
     Tracker,
+    check_made,
     compile_networks,
     make_lr_scheduler,
     make_optimizer,
@@ -188,7 +189,7 @@ class Supervisor(Buildable):
         self.generator.manual_seed(self.seed + rank())  # different views in each process
         if stored is None:
             self._load_pretrained(settings.name, pretrained)
-        train_loader, optimizer, lr_scheduler = self._init_data_optimizer(
+        made = self._init_data_optimizer(
             settings.optimizer,
             settings.batch_size,
             settings.shuffle,
@@ -197,6 +198,7 @@ class Supervisor(Buildable):
             settings.lr,
             lr_scheduler,
         )
+        train_loader, optimizer, lr_scheduler = check_made(made, type(self).__name__)
         self.run.open(train_loader, optimizer, lr_scheduler, stored)
         with parallel.naming_lost_processes(), self.run:
             self._pristine = False

@@ -59,6 +59,7 @@ class BiGanSupervisor(AdversarialSupervisor):
 
     family = "generative"
     fixed_image_size = True  # the decoder's
+    smallest_image = 2
     loss_meaning = "adversarial cross-entropy; equilibrium at 0.693 (ln 2) for both players, lower is not always better"
     likely_causes = (
         "the discriminator wins: the loss is far above 0.693 (try a lower discriminator_lr)",

@@ -64,6 +64,7 @@ class ContextNetSupervisor(AdversarialSupervisor):
 
     family = "predictive"
     fixed_image_size = True  # the decoder's
+    smallest_image = 2
     loss_meaning = "squared error per value in the hole, normalised, plus the weighted adversarial loss; 0 is perfect"
     likely_causes = (
         "the learning rate is too high for this optimizer (try a tenth of it)",

@@ -79,6 +79,7 @@ class ContrastivePredictiveCodingSupervisor(Supervisor):
 
     family = "contrastive"
     compares_images = True  # the patches of all images of a batch are candidates
+    smallest_image = 2
     loss_meaning = (
         "cross-entropy of finding a patch among all patches of the batch from those on one side of it; 0 is perfect"
     )

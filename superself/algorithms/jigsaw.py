@@ -149,9 +149,10 @@ class JigsawNetSupervisor(Supervisor):
         cell = min(height, width) // self.grid
         tile = int(cell * self.tile + 1e-6)
         if tile < 2:
+            least = self.grid * math.ceil(2 / self.tile)
             raise ValueError(
-                f"images of {height} x {width} are too small for {self.grid} x {self.grid} tiles; pass a smaller grid or larger "
-                "images."
+                f"images of {height} x {width} are too small for {self.grid} x {self.grid} tiles; pass a smaller grid, or images "
+                f"of at least {least} x {least} pixels."
             )
         return tile, min(round(self.channel_jitter * tile), (cell - tile) // 2) if channels > 1 else 0
 

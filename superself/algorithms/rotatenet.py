@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 from torchvision.transforms.functional import gaussian_blur
 
-from superself.basics.validate import require_number
+from superself.basics.validate import require_number, shortened
 from superself.data import Batch
 from superself.networks import MLP, CombinedNet, build_backbone, feature_width
 from superself.supervisor import Supervisor
@@ -70,7 +70,7 @@ class RotateNetSupervisor(Supervisor):
         super().__init__(None, dataset, loss, collate_fn, augment=augment, **options)
         if isinstance(rotations, str) or not isinstance(rotations, Iterable):
             raise TypeError(
-                f"rotations={rotations!r} must be several angles in degrees, for example (0, 90, 180, 270)."
+                f"rotations={shortened(rotations)} must be several angles in degrees, for example (0, 90, 180, 270)."
             )
         self.rotations = tuple(rotations)
         for angle in self.rotations:

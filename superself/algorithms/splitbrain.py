@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, interpolate
 
 from superself.basics.distributed import mean
-from superself.basics.validate import require_bool, require_count
+from superself.basics.validate import require_bool, require_count, require_number
 from superself.data import Batch
 from superself.evaluation import map_views, show_columns
 from superself.networks import (
@@ -88,6 +88,8 @@ class SplitBrainNetSupervisor(Supervisor):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(None, dataset, loss, collate_fn, **without_normalization(options))
+        require_number("ab_step", ab_step, "is the size of the bins of ab")
+        require_number("l_step", l_step, "is the size of the bins of L")
         if not 2 <= ab_step <= 100 or not 0 < l_step <= 50:
             raise ValueError(
                 f"ab_step={ab_step} and l_step={l_step} are the sizes of the bins of ab and L; pass ab_step from 2 to 100, and "

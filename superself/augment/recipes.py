@@ -38,6 +38,7 @@ from superself.augment.intensity import (
 )
 from superself.augment.masking import RandomBlocks
 from superself.augment.transform import Compose, Lambda, MultiCrop, RandomChoice, Transform, Views
+from superself.basics.validate import require_callable
 
 Size = int | Sequence[int]
 SMALL = 32  # pixels; up to this size, images are not blurred and SimCLR's colours are half as strong
@@ -307,6 +308,7 @@ def _transform_of(augment: Any, size: Size, views: int | None) -> Transform:
             f"augment={augment!r} is not an augmentation; pass a transform, a function of a batch, True, False, or one of "
             f"{_names()}."
         )
+    require_callable("augment", augment, "a batch of images")
     return Lambda(augment, views)
 
 
@@ -323,7 +325,14 @@ def _named(name: Any, size: Size, arguments: dict[str, Any]) -> Transform:
         raise ValueError(
             f"the recipe {name!r} has no argument {unknown[0]!r}; it takes {', '.join(known) or 'no arguments'}."
         )
-    return function(size, **arguments)
+    try:
+        return function(size, **arguments)
+    except (TypeError, ValueError) as error:
+        if not arguments:
+            raise
+        raise ValueError(
+            f"the recipe {name!r} cannot be made with {arguments} ({error}); pass other arguments."
+        ) from error
 
 
 def _names() -> str:

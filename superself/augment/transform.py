@@ -377,6 +377,13 @@ class Lambda(Transform):
 
     def run_in_chunks(self, images: Tensor, numbers: Tensor) -> Any:
         views = self.function(float_copy(images))
+        parts = [views] if isinstance(views, Tensor) else views
+        if not isinstance(parts, (list, tuple)) or not all(isinstance(part, Tensor) and part.ndim for part in parts):
+            found = "a scalar" if isinstance(views, Tensor) else f"a {type(views).__name__}"
+            raise TypeError(
+                f"the augmentation returned {found}, but views (B, C, H, W) of the batch are needed; return a tensor or a list "
+                "of tensors."
+            )
         if self.count is None:
             return views
         if isinstance(views, Tensor):

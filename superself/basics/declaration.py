@@ -34,6 +34,8 @@ class BuildAfterInit(ABCMeta):
         instance = cls.__new__(cls, *args, **kwargs)
         instance.__dict__["_passed"] = passed_names(cls.__init__, instance, args, kwargs)
         instance.__init__(*args, **kwargs)
+        if "given" not in vars(instance):
+            raise TypeError(f"{cls.__name__}.__init__ did not call super().__init__(dataset=..., ...); call it first.")
         instance._build_networks()
         return instance
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+LARGEST_SEED = 2**62  # torch's generators take a little more, and each process adds its rank
+
 
 def seed_everything(seed: int, generator: torch.Generator | None = None) -> None:
     """Seeds torch, numpy, Python's random and, if given, the ``generator`` of the run."""

@@ -5,6 +5,7 @@ All of them reject booleans, NaN and infinity: ``True`` where a number is needed
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
@@ -65,13 +66,15 @@ def require_fraction(
         raise ValueError(_sentence(name, need, value, meaning))
 
 
-def require_count(name: str, value: Any, meaning: str = "", *, minimum: int = 1) -> None:
-    """Checks that ``value`` is an integer of at least ``minimum``; see ``require_positive``."""
+def require_count(name: str, value: Any, meaning: str = "", *, minimum: int = 1, maximum: int | None = None) -> None:
+    """Checks that ``value`` is an integer of at least ``minimum``, and at most ``maximum``; see ``require_positive``."""
     need = f"an integer of at least {minimum}"
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(_sentence(name, need, f"{value!r} of type {type(value).__name__}", meaning))
+        raise TypeError(_sentence(name, need, f"{shortened(value)} of type {type(value).__name__}", meaning))
     if value < minimum:
         raise ValueError(_sentence(name, need, value, meaning))
+    if maximum is not None and value > maximum:
+        raise ValueError(_sentence(name, f"an integer of at most {maximum}", value, meaning))
 
 
 def require_number(name: str, value: Any, meaning: str = "") -> None:
@@ -89,7 +92,7 @@ def require_bool(name: str, value: Any, meaning: str = "") -> None:
         TypeError: if it is anything else, numbers and strings included.
     """
     if not isinstance(value, bool):
-        raise TypeError(_sentence(name, "True or False", repr(value), meaning))
+        raise TypeError(_sentence(name, "True or False", shortened(value), meaning))
 
 
 def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
@@ -102,12 +105,50 @@ def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         *others, last = map(repr, choices)
         listed = f"{', '.join(others)} or {last}" if others else last
-        raise ValueError(f"{name}={value!r} is unknown; pass {listed}.")
+        raise ValueError(f"{name}={shortened(value)} is unknown; pass {listed}.")
+
+
+def require_callable(name: str, value: Any, *arguments: str) -> None:
+    """Checks that ``value`` is a function, module or other object that can be called with these arguments.
+
+    Args:
+        name: of the argument.
+        value: what the user passed.
+        arguments: that it is called with, in words for the message; none leaves their number open.
+
+    Raises:
+        TypeError: if it is a class, or cannot be called like that.
+    """
+    if isinstance(value, type):
+        raise TypeError(
+            f"{name}={shortened(value)} is a class; pass an instance, {value.__name__}(...), or a function."
+        )
+    if not callable(value):
+        raise TypeError(f"{name}={shortened(value)} cannot be called; pass a function or a module.")
+    if not arguments:
+        return
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # some functions written in C have no signature
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} is called with {' and '.join(arguments)}, and the signature of what was passed is {signature} ({error}); "
+            "pass a function that takes that."
+        ) from error
+
+
+def shortened(value: Any) -> str:
+    """``repr(value)`` on one line, cut off after 100 characters: a tensor or a network would fill the screen."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _require_number(name: str, value: Any, need: str, meaning: str) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(_sentence(name, need, f"{value!r} of type {type(value).__name__}", meaning))
+        raise TypeError(_sentence(name, need, f"{shortened(value)} of type {type(value).__name__}", meaning))
 
 
 def _sentence(name: str, need: str, given: Any, meaning: str) -> str:

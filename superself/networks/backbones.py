@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
+import torch
 import torchvision
 from torch import nn
 
@@ -95,6 +97,44 @@ def build_backbone(
         use_layer_norm(network)
     network.spec = BackboneSpec(backbone, tuple(shape), norm, small, feature_width(network, shape))
     return network
+
+
+def require_trainable(name: str, network: Any) -> None:
+    """Checks that a network a user passed can be built into a supervisor.
+
+    Args:
+        name: of the argument.
+        network: what was passed.
+
+    Raises:
+        TypeError: if it is not an instance of nn.Module, or wrapped for several devices or compiled.
+        ValueError: if parameters have no values (device "meta") or are not in float32.
+    """
+    if not isinstance(network, nn.Module):
+        kind = f"the class {network.__name__}" if isinstance(network, type) else f"a {type(network).__name__}"
+        raise TypeError(f"{name} is {kind}; pass an instance of nn.Module.")
+    if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise TypeError(
+            f"{name} is wrapped in {type(network).__name__}; pass {name}.module, and devices= to supervise(), which wraps what "
+            "is trained."
+        )
+    if hasattr(network, "_orig_mod"):
+        raise TypeError(
+            f"{name} is compiled by torch.compile, which renames its weights; pass the network itself ({name}._orig_mod), and "
+            "compile=True to supervise()."
+        )
+    for parameter, value in network.named_parameters():
+        if value.is_meta:
+            raise ValueError(
+                f'the parameter {parameter} of {name} is on the device "meta" and has no values; build the network outside '
+                'torch.device("meta"), or call to_empty(device="cpu") and initialise it.'
+            )
+        if value.is_floating_point() and value.dtype != torch.float32:
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"the parameter {parameter} of {name} is in {dtype}, and weights are trained in float32; call {name}.float() and "
+                "choose the precision of computations with precision= of supervise()."
+            )
 
 
 def _from_torchvision(name: str, shape: tuple[int, int, int]) -> tuple[nn.Module, bool]:

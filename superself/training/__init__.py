@@ -15,7 +15,14 @@ from superself.training.interrupt import FinishStepOnSignal
 from superself.training.lars import LARS
 from superself.training.launch import start_processes
 from superself.training.metrics import Metrics
-from superself.training.optimizers import GroupRule, can_fuse, check_optimizer, make_optimizer, parameter_groups
+from superself.training.optimizers import (
+    GroupRule,
+    can_fuse,
+    check_made,
+    check_optimizer,
+    make_optimizer,
+    parameter_groups,
+)
 from superself.training.parallel import Parallel
 from superself.training.precision import autocast, check_precision, choose_precision
 from superself.training.run import Run
@@ -50,6 +57,7 @@ __all__ = [
     "require_writable",
     "averaged_copy",
     "can_fuse",
+    "check_made",
     "check_optimizer",
     "check_precision",
     "check_lr_scheduler",

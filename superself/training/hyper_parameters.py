@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from superself.training.checkpoint import is_plain
 from superself.training.describe import to_plain
-from superself.training.identity import differences, identify
+from superself.training.identity import differences, identify, in_words
 from superself.training.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def adopt(supervisor: nn.Module, stored: dict[str, Any]) -> tuple[bool, list[str
         if isinstance(value, dict) and set(value) == {SCHEDULE}:
             value = Schedule(**value[SCHEDULE])
         if passed:
-            contradictions.append(f"{name}={own!r} was passed and the file has {name}={value!r}")
+            contradictions.append(f"{name}={in_words(identify(own))} was passed and the file has {name}={value!r}")
             continue
         changed = True
         supervisor._adopted.add(name)

@@ -187,8 +187,27 @@ def check_optimizer(optimizer: str | Callable[..., Optimizer]) -> Callable[..., 
         ) from error
     made_by = optimizer.func if isinstance(optimizer, functools.partial) else optimizer
     if inspect.isclass(made_by) and hasattr(made_by, "step"):
+        if issubclass(made_by, torch.optim.SparseAdam):
+            raise TypeError(
+                "SparseAdam takes sparse gradients only, and those of images are dense; pass torch.optim.Adam."
+            )
         _check_step(made_by.__name__, required_parameters(made_by.step)[1:])  # without self
     return optimizer
+
+
+def check_made(made: Any, supervisor: str) -> tuple[Any, Optimizer, Any]:
+    """What ``_init_data_optimizer`` returned, if it is a loader, an optimizer and a schedule.
+
+    Raises:
+        TypeError: if it is anything else.
+    """
+    found = [type(part).__name__ for part in made] if isinstance(made, (tuple, list)) else type(made).__name__
+    if not isinstance(found, list) or len(found) != 3 or not hasattr(made[1], "step") or not hasattr(made[2], "step"):
+        raise TypeError(
+            f"{supervisor}._init_data_optimizer returned {found}, and three things are needed; return train_loader, optimizer, "
+            "lr_scheduler, in this order."
+        )
+    return made
 
 
 def _check_step(name: str, needed: list[str]) -> None:
@@ -237,7 +256,13 @@ def make_optimizer(
     groups = [{k: v for k, v in group.items() if k != "lr" or v != lr} for group in groups]
     fused = {"fused": True} if can_fuse(factory, device) else {}
     is_plain = len(groups) == 1 and groups[0].keys() <= {"params", "name"}
-    made = factory(groups[0]["params"] if is_plain else groups, lr=lr, **fused)
+    try:
+        made = factory(groups[0]["params"] if is_plain else groups, lr=lr, **fused)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"optimizer={callable_name(factory)} could not be made from the parameters and lr={lr} ({error}); correct its "
+            "arguments, for example functools.partial(torch.optim.SGD, momentum=0.9)."
+        ) from error
     if not all(hasattr(made, name) for name in ("step", "zero_grad", "param_groups", "defaults", "state_dict")):
         given = "None" if made is None else f"a {type(made).__name__} object"
         raise TypeError(

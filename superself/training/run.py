@@ -133,6 +133,7 @@ class Run:
     def __enter__(self) -> Run:
         self.signals.__enter__()
         self._watch_gradients()
+        self._watch_optimizer()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
@@ -178,6 +179,18 @@ class Run:
             self._gradient_seen = True
 
         self._hooks = [p.register_hook(note) for p in trainable]
+
+    def _watch_optimizer(self) -> None:
+        """Notes whether the optimizer ever steps; ``end_epoch`` reports it."""
+        self._has_stepped = not hasattr(self.optimizer, "register_step_post_hook")
+        if self._has_stepped:  # not one of torch's
+            return
+
+        def note(*_: Any) -> None:
+            self._has_stepped = True
+            handle.remove()
+
+        handle = self.optimizer.register_step_post_hook(note)
 
     def _report_gradients(self) -> None:
         if self._no_gradient and not self._gradient_seen:
@@ -321,6 +334,10 @@ class Run:
         row = self.parallel.average(self.summary())
         self._require_finite(row["loss"])
         self.parallel.require_equal_weights(self.supervisor)
+        if not self._has_stepped:
+            self.warn(
+                "No weight has changed: _update() never called optimizer.step(); call loss.backward() and then it."
+            )
         self.epoch += 1
         self.epoch_began = self.step
         self.resumed_within_epoch = False
@@ -458,4 +475,12 @@ def check_scalar(loss: Any, supervisor: nn.Module) -> None:
         found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss).__name__}"
         raise TypeError(
             f"{type(supervisor).__name__}._forward returned {found}, but a scalar loss is needed; return for example loss.mean()."
+        )
+    if loss.requires_grad and not loss.is_complex():
+        return
+    if loss.is_complex() or type(supervisor)._update.__module__ == "superself.supervisor":  # one that calls backward()
+        raise TypeError(
+            f"{type(supervisor).__name__}._forward returned a loss ({loss.dtype}) from which no gradient flows to the networks; "
+            "leave out detach(), torch.no_grad() and conversions to integers, also around supervise(), and unfreeze a part of "
+            "the networks."
         )

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from superself.basics.validate import require_choice, require_fraction, require_positive
+from superself.basics.random import LARGEST_SEED
+from superself.basics.validate import require_choice, require_count, require_fraction, require_positive, shortened
 from superself.training.checkpoint import checkpoint_path
 from superself.training.describe import describe_value
 from superself.training.identity import identify
@@ -28,6 +29,7 @@ DETERMINE_THE_RUN = (
     *("accumulate", "micro_batch", "clip", "average", "sync_batchnorm"),
 )
 STRATEGIES = ("auto", "ddp", "fsdp", "dp")
+LONGEST_NAME = 230  # bytes; file systems take 255, and endings and the number of an archived run are added
 ON_NAN = ("stop", "skip", "rollback")
 
 
@@ -85,6 +87,7 @@ class Settings:
         if self.micro_batch is not None:
             self._require_count("micro_batch", 1)
         self._check_memory_options()
+        _check_devices(self.devices)
         require_choice("strategy", self.strategy, STRATEGIES)
         require_choice("on_nan", self.on_nan, ON_NAN)
         if self.clip is not None:
@@ -93,7 +96,7 @@ class Settings:
             require_fraction("average", self.average, "is the fraction of the average that is kept", upper_open=True)
         self._require_count("num_workers", 0)
         if self.seed is not None:
-            self._require_count("seed", 0)
+            require_count("seed", self.seed, "makes a run repeatable", minimum=0, maximum=LARGEST_SEED)
         for name in ("shuffle", "overwrite", "compile", "progress", "sync_batchnorm"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be True or False.")
@@ -186,4 +189,23 @@ def _run_name(name: Any) -> str:
     path = path.with_suffix("") if path.suffix == ".pt" else path
     if path.name in ("", ".", ".."):
         raise TypeError(f"name={name!r} must be a path without an extension, for example 'store/base'.")
+    if "\0" in str(path) or len(path.name.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"name={shortened(str(name))} cannot be the name of a file; pass one without NUL characters and with at most "
+            f"{LONGEST_NAME} bytes."
+        )
     return str(path)
+
+
+def _check_devices(devices: Any) -> None:
+    """Raises an error unless ``devices`` is "auto", a count, or a list of different positions."""
+    need = (
+        f'devices={devices!r} must be "auto", a number of devices or processes (at least 1), or a list such as [0, 2]'
+    )
+    if isinstance(devices, (list, tuple)):
+        if not devices or not all(type(device) is int and device >= 0 for device in devices):
+            raise ValueError(f"{need}; pass the positions of the devices, from 0 on.")
+        if len(set(devices)) < len(devices):
+            raise ValueError(f"{need}; pass each device once.")
+    elif devices != "auto" and (type(devices) is not int or devices < 1):
+        raise ValueError(f'{need}; pass "auto" to use one device, or one for each process of torchrun.')
