@@ -236,7 +236,7 @@ def is_open() -> bool:
 
 def open_groups() -> None:
     """Makes the groups that processes exchange plain values in, after the communication has been started."""
-    for name, timeout in (("control", TIMEOUT), ("patient", PATIENCE)):
+    for name, timeout in (("control", TIMEOUT), ("patient", PATIENCE), ("alarm", ANSWER)):
         _groups[name] = distributed.new_group(backend="gloo", timeout=timeout)
     _groups["first"] = distributed.new_group([0], backend="gloo")
 
@@ -252,13 +252,13 @@ def leave() -> None:
 def _who_is_missing() -> str:
     """Which processes do not answer a call that those with an error make at about the same time."""
     try:
-        distributed.monitored_barrier(_groups["control"], timeout=min(TIMEOUT, ANSWER), wait_all_ranks=True)
+        distributed.monitored_barrier(_groups["alarm"], timeout=ANSWER, wait_all_ranks=True)
     except RuntimeError as error:
         found = re.search(r"Ranks ([\d, ]+) failed", str(error))
         named = found.group(1).strip(", ").split(",") if found else ["0"] if distributed.get_rank() else []
         if named:
             return f"process {', '.join(number.strip() for number in named)} does not answer"
-    return "the connection to another process was lost"
+    return "another process has ended"
 
 
 @contextlib.contextmanager
