@@ -214,10 +214,15 @@ class Parallel:
 
     @contextlib.contextmanager
     def naming_lost_processes(self) -> Iterator[None]:
-        """Turns an error of the communication into one that names the processes which do not answer."""
+        """Turns an error of the communication into one that says what to do, and which process does not answer."""
         try:
             yield
         except RuntimeError as error:
+            if self.several and "finished reduction in the prior iteration" in str(error):
+                raise RuntimeError(
+                    "a trained parameter got no gradient in the last step, for which the other processes wait; let every "
+                    "parameter take part in every loss, or set skips_parameters = True in the class of the supervisor."
+                ) from error
             if not (self.several and LOST.search(str(error))):
                 raise
             raise RuntimeError(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from superself import RotateNetSupervisor
+from superself.basics.distributed import alone, gather, world_size
 from superself.training import Parallel, Settings, start_processes
 from superself.training.launch import launched_processes
 
@@ -56,6 +57,16 @@ def test_in_a_single_process_everything_is_what_it_was():
 def test_an_error_of_work_that_one_process_does_is_raised():
     with pytest.raises(KeyError, match="lost"), Parallel(CPU).solo():
         raise KeyError("lost")
+
+
+def test_work_of_one_process_sees_no_others(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    assert world_size() == 3
+    with alone():
+        assert world_size() == 1 and gather(torch.ones(2)).shape == (2,)
+    assert world_size() == 3
 
 
 def test_processes_of_torchrun_and_of_srun_are_counted(monkeypatch):
