@@ -320,7 +320,7 @@ class Run:
         self.epoch += 1
         self.epoch_began = self.step
         self.resumed_within_epoch = False
-        for skipped in self.parallel.gather(self.skipped)[1:]:
+        for skipped in self.parallel.gather(self.skipped):
             self.skipped.update(skipped)  # each process reads its own part
         with self.parallel.solo(self.supervisor):
             for tracker in self.trackers:
