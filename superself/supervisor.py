@@ -16,7 +16,7 @@ from superself.basics.random import seed_everything
 from superself.buildable import Buildable
 from superself.data import Batch, BatchLoader, EpochSampler
 from superself.evaluation.monitor import MonitorTracker
-from superself.networks import compilable_networks, describe
+from superself.networks import compilable_networks, describe, replicated
 from superself.state import load_run
 from superself.training import (
     GroupRule,
@@ -200,7 +200,7 @@ class Supervisor(Buildable):
         )
         train_loader, optimizer, lr_scheduler = check_made(made, type(self).__name__)
         self.run.open(train_loader, optimizer, lr_scheduler, stored)
-        with parallel.naming_lost_processes(), self.run:
+        with parallel.naming_lost_processes(), replicated(self, parallel.devices), self.run:
             self._pristine = False
             self._epochs(settings.epochs, train_loader, optimizer, lr_scheduler)
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -194,7 +195,7 @@ class BatchLoader:
             self._loader = None
             return
         if num_workers == 0 and images.paths is not None and not images.in_memory:
-            num_workers = available_cores()
+            num_workers = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # of torchrun
         self._loader = DataLoader(
             self._fetch,
             batch_sampler=batches,

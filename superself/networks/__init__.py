@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from superself.networks.backbones import BackboneSpec, build_backbone
-from superself.networks.combined import CombinedNet, MapNet, compilable_networks
+from superself.networks.combined import CombinedNet, MapNet, compilable_networks, replicated
 from superself.networks.decoders import Decoder, Upsampling
 from superself.networks.efficient import EfficientFeatures
 from superself.networks.features import (
@@ -52,6 +52,7 @@ __all__ = [
     "map_shape",
     "pool_features",
     "pooled_features",
+    "replicated",
     "tile_width",
     "use_layer_norm",
     "without_normalization",

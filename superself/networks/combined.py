@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from superself.networks.features import feature_maps, pooled_features
+from superself.networks.replicas import apply_on_replicas
 
 
 class CombinedNet(nn.Module):
@@ -23,6 +28,8 @@ class CombinedNet(nn.Module):
         ValueError: at the first call, if the predictor starts with a linear layer for features of another width.
     """
 
+    replica_devices: tuple[torch.device, ...] = ()  # set by ``replicated``
+
     def __init__(self, backbone: nn.Module, predictor: nn.Module) -> None:
         super().__init__()
         for role, part in (("backbone", backbone), ("predictor", predictor)):
@@ -33,8 +40,14 @@ class CombinedNet(nn.Module):
         self.predictor = predictor if reference is None else predictor.to(reference.device)
         self.to(memory_format=torch.channels_last)  # faster convolutions, same values
 
+    def __call__(self, images: Tensor) -> Any:
+        """``forward``, on all devices of ``replicated``."""
+        return apply_on_replicas(self, "__call__", images) if self.replica_devices else super().__call__(images)
+
     def features(self, images: Tensor) -> Tensor:
         """The features (B, D) of images (B, C, H, W)."""
+        if self.replica_devices:
+            return apply_on_replicas(self, "features", images)
         return pooled_features(self.backbone, images)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -82,3 +95,24 @@ def compilable_networks(module: nn.Module) -> list[nn.Module]:
     for child in module.children():
         parts += [child, *child.children()] if isinstance(child, CombinedNet) else [child]
     return [part for part in parts if next(part.parameters(), None) is not None]
+
+
+@contextlib.contextmanager
+def replicated(module: nn.Module, devices: Sequence[torch.device]) -> Iterator[None]:
+    """Inside, every CombinedNet of ``module`` divides its batches among ``devices``; without devices nothing changes.
+
+    Copies are made at every call and the modules stay the same, so that state, names and ``get_backbone()`` do too. Networks
+    that are not part of a CombinedNet run on the first device.
+
+    Args:
+        module: on the first device.
+        devices: accelerators of this process.
+    """
+    networks = [part for part in module.modules() if isinstance(part, CombinedNet)] if devices else []
+    for network in networks:
+        network.replica_devices = tuple(devices)
+    try:
+        yield
+    finally:
+        for network in networks:
+            del network.replica_devices

@@ -84,6 +84,10 @@ def _single_process(settings: Settings, device: torch.device) -> tuple[torch.dev
                 f'strategy="dp" with devices={settings.devices!r} needs several accelerators in this process, and there are '
                 f"{len(available)}; use a machine with more of them, or leave strategy= and devices= out."
             )
+        if settings.compile:
+            raise ValueError(
+                'compile=True does not work with strategy="dp"; start one process per device with torchrun.'
+            )
         devices = [available[number] for number in wanted]
         return devices[0], devices
     several = asked != "auto" and len(wanted) > 1

@@ -214,10 +214,15 @@ class Parallel:
 
     @contextlib.contextmanager
     def naming_lost_processes(self) -> Iterator[None]:
-        """Turns an error of the communication into one that names the processes which do not answer."""
+        """Turns an error of the communication into one that says what to do, and which process does not answer."""
         try:
             yield
         except RuntimeError as error:
+            if self.several and "finished reduction in the prior iteration" in str(error):
+                raise RuntimeError(
+                    "a trained parameter got no gradient in the last step, for which the other processes wait; let every "
+                    "parameter take part in every loss, or set skips_parameters = True in the class of the supervisor."
+                ) from error
             if not (self.several and LOST.search(str(error))):
                 raise
             raise RuntimeError(
@@ -236,7 +241,7 @@ def is_open() -> bool:
 
 def open_groups() -> None:
     """Makes the groups that processes exchange plain values in, after the communication has been started."""
-    for name, timeout in (("control", TIMEOUT), ("patient", PATIENCE)):
+    for name, timeout in (("control", TIMEOUT), ("patient", PATIENCE), ("alarm", ANSWER)):
         _groups[name] = distributed.new_group(backend="gloo", timeout=timeout)
     _groups["first"] = distributed.new_group([0], backend="gloo")
 
@@ -252,13 +257,13 @@ def leave() -> None:
 def _who_is_missing() -> str:
     """Which processes do not answer a call that those with an error make at about the same time."""
     try:
-        distributed.monitored_barrier(_groups["control"], timeout=min(TIMEOUT, ANSWER), wait_all_ranks=True)
+        distributed.monitored_barrier(_groups["alarm"], timeout=ANSWER, wait_all_ranks=True)
     except RuntimeError as error:
         found = re.search(r"Ranks ([\d, ]+) failed", str(error))
         named = found.group(1).strip(", ").split(",") if found else ["0"] if distributed.get_rank() else []
         if named:
             return f"process {', '.join(number.strip() for number in named)} does not answer"
-    return "the connection to another process was lost"
+    return "another process has ended"
 
 
 @contextlib.contextmanager

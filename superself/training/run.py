@@ -341,6 +341,8 @@ class Run:
         self.epoch += 1
         self.epoch_began = self.step
         self.resumed_within_epoch = False
+        for skipped in self.parallel.gather(self.skipped):
+            self.skipped.update(skipped)  # each process reads its own part
         with self.parallel.solo(self.supervisor):
             for tracker in self.trackers:
                 row.update(tracker.measure(row))

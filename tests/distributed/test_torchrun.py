@@ -153,6 +153,27 @@ try:
     make(Apart).supervise(epochs=1, name="store/apart", progress=False, **options)
 except RuntimeError as error:
     found["apart"] = str(error)
+class Turns(Watched):
+    def _build(self):
+        super()._build()
+        self.heads = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(2))
+    def _forward(self, data):
+        odd = self.run.step % 2
+        return super()._forward(data) + self.heads[odd](torch.ones(4)).square().mean()
+class Declared(Turns):
+    skips_parameters = True
+try:
+    make(Turns).supervise(epochs=3, name="store/turns", progress=False, **options)
+except RuntimeError as error:
+    found["turns"] = str(error)
+s = make(Declared)
+s.supervise(epochs=3, name="store/declared", progress=False, **options)
+found["declared"] = digest(s)
+
+s = make()
+s.images.skipped.update({f"{rank()}.png": "broken"})
+s.supervise(epochs=1, name="store/skipped", progress=False, **options)
+
 for case in CASES:
     s = case.make(seed=None)
     s.supervise(epochs=1, batch_size=8, name="store/case", overwrite=True, progress=False)
@@ -230,6 +251,18 @@ def test_a_loop_that_bypasses_the_average_of_gradients_is_reported(everything):
     _, _, first, second = everything
     assert "the weights of the processes differ" in first["apart"] == second["apart"]
     assert "run.forward(data), not _forward(data)" in first["apart"]
+
+
+def test_a_head_that_takes_turns_is_declared_or_reported(everything):
+    _, _, first, second = everything
+    assert "a trained parameter got no gradient" in first["turns"] == second["turns"]
+    assert "set skips_parameters = True" in first["turns"]
+    assert first["declared"] == second["declared"]
+
+
+def test_images_that_any_process_could_not_read_are_listed(everything):
+    folder, *_ = everything
+    assert (folder / "store/skipped.skipped.txt").read_text() == "0.png\tbroken\n1.png\tbroken\n"
 
 
 DIES = """
