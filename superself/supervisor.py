@@ -152,6 +152,7 @@ class Supervisor(Buildable):
             trackers: further observers of the run; see ``superself.training.Tracker``.
         Raises:
             TypeError, ValueError: before the first step, if an argument or the data cannot be used.
+            OSError: before the first step, if NAME.pt cannot be written, for example for lack of space.
             FloatingPointError: if the loss is no longer finite; on the CPU before that step, on an accelerator within
                 a second. The file of the last good epoch stays.
             KeyboardInterrupt, SystemExit: after a signal, once the step is complete and the run is stored.

@@ -5,10 +5,10 @@ from superself.training.checkpoint import (
     dataset_state_keys,
     read_checkpoint,
     require_fit,
-    require_writable,
     write_checkpoint,
 )
 from superself.training.describe import describe_value, to_plain, versions
+from superself.training.files import require_space, require_writable
 from superself.training.interrupt import FinishStepOnSignal
 from superself.training.lars import LARS
 from superself.training.metrics import Metrics
@@ -59,6 +59,7 @@ __all__ = [
     "parameter_groups",
     "read_checkpoint",
     "require_fit",
+    "require_space",
     "scheduled",
     "to_plain",
     "versions",

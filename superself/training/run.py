@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 import warnings
@@ -13,15 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from superself.basics.output import print_line
 from superself.basics.random import preserve_random_state, random_state, set_random_state
 from superself.training.checkpoint import (
     archive,
     archived_path,
     checkpoint_path,
+    expected_bytes,
     plain_dicts,
     require_plain,
     write_checkpoint,
 )
+from superself.training.files import require_space
 from superself.training.interrupt import FinishStepOnSignal
 from superself.training.metrics import Metrics
 from superself.training.precision import autocast, choose_precision
@@ -86,7 +88,10 @@ class Run:
             "resumed_at_step": self.step,
             "plan": self._plan(kept),
         }
-        require_plain(self._state())
+        state = self._state()
+        require_plain(state)
+        replaces = kept is None and checkpoint_path(self.name).is_file()
+        require_space(self.name, expected_bytes(state, optimizer), copies=1 if replaces else 2)
         self._began_at = self.step
         for tracker in self.trackers:
             if not isinstance(tracker, Record):
@@ -282,11 +287,7 @@ class Run:
         """Stores the run between two steps and ends it as the signal asks."""
         self.save()
         if self.settings.progress:
-            with contextlib.suppress(OSError, ValueError, AttributeError):  # a closed output
-                print(
-                    f"Stopped after step {self.step}, saved to {self.name}.pt; pass resume=True to continue.",
-                    flush=True,
-                )
+            print_line(f"Stopped after step {self.step}, saved to {self.name}.pt; pass resume=True to continue.")
         self.signals.leave()
 
     def end_epoch(self) -> None:
