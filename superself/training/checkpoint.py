@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from superself.training.files import RUN_FILES, checkpoint_path, replacing, run_path, unwritable
 from superself.version import __version__
 
+FOLDER = 0x10  # flag of an entry of a zip file
 RESTORE = "restore a copy of it, or load another run"
 FORMAT = 1  # of the content of a file; a higher number where older versions would misread it
 
@@ -170,8 +171,11 @@ def _require_intact(file: BinaryIO) -> None:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             compressed = [e for e in entries if e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size]
+            folders = [
+                e for e in entries if e.external_attr & FOLDER
+            ]  # torch would leave their memory as it happens to be
             total = sum(entry.file_size for entry in entries)
-            if not compressed and total <= size and not archive.comment:
+            if not compressed and not folders and total <= size and not archive.comment:
                 broken = archive.testzip()
     except Exception as error:  # whatever zipfile makes of such bytes
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # the disk; EINVAL: an entry at a negative place
@@ -179,10 +183,12 @@ def _require_intact(file: BinaryIO) -> None:
         raise _Damaged(f"its {size} bytes are not those of a complete file ({error})") from error
     if compressed:
         raise _Damaged("it has compressed entries, which supervise() does not write")
+    if folders:
+        raise _Damaged(f"its part {folders[0].filename!r} is marked as a folder")
     if total > size or archive.comment:
         raise _Damaged(f"its entries take {total} bytes and the file has {size}, or something was appended to it")
     if broken is not None:
-        raise _Damaged(f"its part {broken} has changed since it was written (another checksum)")
+        raise _Damaged(f"its part {broken!r} has changed since it was written (another checksum)")
 
 
 def _require_format(path: Path, state: Any) -> None:

@@ -133,6 +133,18 @@ def test_entries_that_share_their_bytes_are_refused():
         read_checkpoint("run")
 
 
+def test_an_entry_that_is_marked_as_a_folder_is_refused():
+    write_checkpoint("run", RUN)
+    content = bytearray(Path("run.pt").read_bytes())
+    header = content.rindex(b"PK\x01\x02", 0, content.rindex(b"/data/0"))
+    content[header + 38] |= 0x10
+    Path("run.pt").write_bytes(content)  # torch would leave the weights as their memory happens to be
+    with pytest.raises(
+        ValueError, match=r"run\.pt is not a readable checkpoint: its part '.*/data/0' is marked as a folder"
+    ):
+        read_checkpoint("run")
+
+
 def test_something_appended_is_refused():
     write_checkpoint("run", RUN)
     with zipfile.ZipFile("run.pt", "a") as archive:
