@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import warnings
@@ -30,6 +31,7 @@ from superself.training.precision import autocast, choose_precision
 from superself.training.settings import Settings
 from superself.training.trackers import Record, Tracker
 from superself.training.trackers.progress import duration
+from superself.training.trackers.tracker import end_all
 
 REFRESH_SECONDS = 0.3  # how often trackers see a step; on an accelerator the only time the loss is fetched
 
@@ -132,8 +134,7 @@ class Run:
         finally:
             self.signals.__exit__(kind, error, traceback)
             state = "interrupted" if interrupted else "finished" if kind is None else "stopped by an error"
-            for tracker in self.trackers:
-                tracker.end(state)
+            end_all(self.trackers, state, run_failed=kind is not None)
         if kind is None:
             self.signals.leave()  # a signal that came after the last step
 
@@ -277,8 +278,9 @@ class Run:
             self._drawn = now
             row = self.summary()
             self._require_finite(row["loss"])
-            for tracker in self.trackers:
-                tracker.step(row)
+            with self._stored_if_a_tracker_fails():
+                for tracker in self.trackers:
+                    tracker.step(row)
         if self.signals.received:
             self._require_finite(self.metrics.means()["loss"])
             self._leave()
@@ -297,9 +299,10 @@ class Run:
         self.epoch += 1
         self.epoch_began = self.step
         self.resumed_within_epoch = False
-        for tracker in self.trackers:
-            row.update(tracker.measure(row))
         self.metrics.clear()
+        with self._stored_if_a_tracker_fails():
+            for tracker in self.trackers:
+                row.update(tracker.measure(row))
         try:
             self.save()
         except OSError as error:  # a full disk: the last file is whole, and the next epoch tries again
@@ -354,6 +357,16 @@ class Run:
         self._start_record()
         write_checkpoint(self.name, self._state())
         self.saved_step = self.step
+
+    @contextlib.contextmanager
+    def _stored_if_a_tracker_fails(self) -> Iterator[None]:
+        """The error of a tracker ends the run, but only once it is stored."""
+        try:
+            yield
+        except Exception:
+            with contextlib.suppress(OSError, FloatingPointError):  # the tracker's error is the one to show
+                self.save()
+            raise
 
     def _state(self) -> dict[str, Any]:
         return {
