@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from superself.basics.declaration import reject_unknown
 from superself.basics.distributed import rank, world_size
+from superself.basics.output import prepare_standard_streams
 from superself.basics.random import seed_everything
 from superself.buildable import Buildable
 from superself.data import Batch, BatchLoader, EpochSampler
@@ -23,6 +25,7 @@ from superself.training import (
     Progress,
     Record,
     Run,
+    RunLock,
     Schedule,
     Settings,
     Tracker,
@@ -164,6 +167,8 @@ class Supervisor(Buildable):
             trackers: further observers of the run; see ``superself.training.Tracker``.
         Raises:
             TypeError, ValueError: before the first step, if an argument or the data cannot be used.
+            OSError: before the first step, if NAME.pt cannot be written, for example for lack of space.
+            RuntimeError: before the first step, if another process trains the run of this name.
             FloatingPointError: if the loss is no longer finite; on the CPU before that step, on an accelerator within
                 a second. The file of the last good epoch stays.
             KeyboardInterrupt, SystemExit: after a signal, once the step is complete and the run is stored.
@@ -175,11 +180,19 @@ class Supervisor(Buildable):
             micro_batch, clip, average, on_nan, save_every, compile, progress, trackers,
         )  # fmt: skip
         settings.check_data(len(self.images) if self.has_data else 0)
+        prepare_standard_streams()
         parallel = start_processes(settings, self.device)
         if parallel.device != self.device:
             self.to(parallel.device)
-        if parallel.is_first:
-            require_writable(settings.name)
+        with contextlib.ExitStack() as until_the_end:
+            with parallel.solo():
+                if parallel.is_first:
+                    require_writable(settings.name)
+                    until_the_end.enter_context(RunLock(settings.name))
+            self._run_with(settings, parallel)
+        return self
+
+    def _run_with(self, settings: Settings, parallel: Parallel) -> None:
         stored = load_run(self, settings.name, settings) if parallel.broadcast(settings.continues) else None
         self._require_model()
         self.run = Run(self, settings, parallel)
@@ -188,7 +201,7 @@ class Supervisor(Buildable):
         seed_everything(self.seed, self.generator)
         self.generator.manual_seed(self.seed + rank())  # different views in each process
         if stored is None:
-            self._load_pretrained(settings.name, pretrained)
+            self._load_pretrained(settings.name, settings.pretrained)
         made = self._init_data_optimizer(
             settings.optimizer,
             settings.batch_size,
@@ -196,14 +209,13 @@ class Supervisor(Buildable):
             settings.num_workers,
             self.collate_fn,
             settings.lr,
-            lr_scheduler,
+            settings.lr_scheduler,
         )
         train_loader, optimizer, lr_scheduler = check_made(made, type(self).__name__)
         self.run.open(train_loader, optimizer, lr_scheduler, stored)
         with parallel.naming_lost_processes(), replicated(self, parallel.devices), self.run:
             self._pristine = False
             self._epochs(settings.epochs, train_loader, optimizer, lr_scheduler)
-        return self
 
     # ---- the five hooks of users -------------------------------------------------------------------------------------
 

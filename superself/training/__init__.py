@@ -6,14 +6,15 @@ from superself.training.checkpoint import (
     dataset_state_keys,
     read_checkpoint,
     require_fit,
-    require_writable,
     write_checkpoint,
 )
 from superself.training.compiling import compile_networks
 from superself.training.describe import describe_value, to_plain, versions
+from superself.training.files import require_space, require_writable
 from superself.training.interrupt import FinishStepOnSignal
 from superself.training.lars import LARS
 from superself.training.launch import start_processes
+from superself.training.lock import RunLock
 from superself.training.metrics import Metrics
 from superself.training.optimizers import (
     GroupRule,
@@ -49,6 +50,7 @@ __all__ = [
     "Progress",
     "Record",
     "Run",
+    "RunLock",
     "Schedule",
     "Settings",
     "Tracker",
@@ -74,6 +76,7 @@ __all__ = [
     "parameter_groups",
     "read_checkpoint",
     "require_fit",
+    "require_space",
     "scheduled",
     "start_processes",
     "to_plain",

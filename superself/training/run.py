@@ -14,15 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from superself.basics.output import print_line
 from superself.basics.random import preserve_random_state, random_state, set_random_state
 from superself.training.checkpoint import (
     archive,
     archived_path,
     checkpoint_path,
+    expected_bytes,
     plain_dicts,
     require_plain,
     write_checkpoint,
 )
+from superself.training.files import require_space
 from superself.training.interrupt import FinishStepOnSignal
 from superself.training.metrics import Metrics
 from superself.training.parallel import Parallel
@@ -31,6 +34,7 @@ from superself.training.settings import Settings
 from superself.training.step import TrainingStep
 from superself.training.trackers import Record, Tracker
 from superself.training.trackers.progress import duration
+from superself.training.trackers.tracker import end_all
 
 REFRESH_SECONDS = 0.3  # how often trackers see a step; on an accelerator the only time the loss is fetched
 
@@ -96,7 +100,10 @@ class Run:
             "processes": self.parallel.world_size,
             "plan": self._plan(kept),
         }
-        require_plain(self._state())
+        state = self._state()
+        require_plain(state)
+        replaces = kept is None and checkpoint_path(self.name).is_file()
+        require_space(self.name, expected_bytes(state, optimizer), copies=1 if replaces else 2)
         self._began_at = self.step
         with self.parallel.solo(self.supervisor):
             for tracker in self.trackers:
@@ -153,8 +160,7 @@ class Run:
         finally:
             self.signals.__exit__(kind, error, traceback)
             state = "interrupted" if interrupted else "finished" if kind is None else "stopped by an error"
-            for tracker in self.trackers:
-                tracker.end(state)
+            end_all(self.trackers, state, run_failed=kind is not None)
         if kind is None:
             self.signals.leave()  # a signal that came after the last step
 
@@ -347,6 +353,9 @@ class Run:
             for tracker in self.trackers:
                 row.update(tracker.measure(row))
         self.metrics.clear()
+        with self._stored_if_a_tracker_fails():
+            for tracker in self.trackers:
+                row.update(tracker.measure(row))
         try:
             self.save()
         except OSError as error:  # a full disk: the last file is whole, and the next epoch tries again
@@ -405,6 +414,16 @@ class Run:
             if self.parallel.is_first:
                 write_checkpoint(self.name, state)
         self.saved_step = self.step
+
+    @contextlib.contextmanager
+    def _stored_if_a_tracker_fails(self) -> Iterator[None]:
+        """The error of a tracker ends the run, but only once it is stored."""
+        try:
+            yield
+        except Exception:
+            with contextlib.suppress(OSError, FloatingPointError):  # the tracker's error is the one to show
+                self.save()
+            raise
 
     def _state(self) -> dict[str, Any]:
         return {
