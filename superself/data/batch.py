@@ -37,7 +37,7 @@ class Batch:
             with NaN for unknown): a tensor where it can be stacked, else a list with one entry per image.
         mask: (B, ...), one per image.
         views: ready-made views, each (B, C, h, w), where a collate_fn made them.
-        broken: the images that could not be read while the batch was made, as name -> reason.
+        broken: the images that could not be read while the batch was made, as position in the data set -> reason.
     """
 
     images: Tensor
@@ -45,7 +45,7 @@ class Batch:
     target: Any = None
     mask: Tensor | None = None
     views: list[Tensor] | None = None
-    broken: dict[str, str] = field(default_factory=dict)
+    broken: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -108,7 +108,9 @@ class Batch:
         return cls(images[0] if several else images, index, target, mask, list(images) if several else None)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(self, **{f.name: _map_tensors(function, getattr(self, f.name)) for f in fields(self)})
+        return replace(
+            self, **{f.name: _map_tensors(function, getattr(self, f.name)) for f in fields(self) if f.name != "broken"}
+        )
 
 
 def stack_targets(targets: Sequence[Any]) -> Any:
