@@ -108,9 +108,7 @@ class Batch:
         return cls(images[0] if several else images, index, target, mask, list(images) if several else None)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(
-            self, **{f.name: _map_tensors(function, getattr(self, f.name)) for f in fields(self) if f.name != "broken"}
-        )
+        return replace(self, **{f.name: _map_tensors(function, getattr(self, f.name)) for f in fields(self)})
 
 
 def stack_targets(targets: Sequence[Any]) -> Any:

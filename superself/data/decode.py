@@ -35,6 +35,7 @@ EXTENSIONS = {  # of the files that a folder is searched for
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif"),
     *(".tif", ".tiff", ".pgm", ".ppm", ".pbm", ".npy"),
 }
+BITS, SAMPLES = 258, 277  # tags of TIFF: bits of each sample, samples of a pixel
 GREY_PNG = 0  # colour type of a grey PNG without transparency
 
 
@@ -127,8 +128,9 @@ def _identify(file: BinaryIO, path: Path, planes: Planes) -> tuple[Image.Image |
             f"{reason}; cut or shrink it, raise PIL.Image.MAX_IMAGE_PIXELS, or pass read=, a function that reads such files"
         ) from error
     if image.format == "TIFF":
-        whole_range = image.mode.startswith("I;16") or max(image.tag_v2.get(258, (1,))) <= 8
-        if not whole_range or is_stack(file):
+        whole_range = image.mode.startswith("I;16") or max(image.tag_v2.get(BITS, (1,))) <= 8
+        all_bands = image.tag_v2.get(SAMPLES, 1) <= len(image.getbands())
+        if not (whole_range and all_bands) or is_stack(file):
             file.seek(0)
             return image, "tifffile"
     sixteen_bit = image.format == "PNG" and _png_bytes(file)[24] == 16

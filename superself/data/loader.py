@@ -176,9 +176,6 @@ class _NumberedBatches:
             self.pending.append(places)
             yield self.number, places
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"sampler": None, "number": self.number, "pending": deque()}
-
 
 class _Fetch(Dataset):
     """Makes the Batch for given places, in this process or in a worker."""

@@ -36,8 +36,8 @@ def open_images(
     """Opens a data set of any kind and finds out the sizes of its images without decoding them all.
 
     Args:
-        source: a folder (searched to any depth, each real folder once and regular files only), a file, a glob pattern, a list of paths; a name ("photos:test",
-            "cifar10", "stl10:unlabeled", "imagefolder:PATH"); an array (N, H, W), (N, H, W, C) or (N, C, H, W), a
+        source: a folder (searched to any depth, each folder once), a file, a glob pattern, a list of paths; a name
+            ("photos:test", "cifar10", "stl10:unlabeled", "imagefolder:PATH"); an array (N, H, W), (N, H, W, C) or (N, C, H, W), a
             tensor (N, H, W) or (N, C, H, W), or a tuple of one of these and N targets; a map-style torch Dataset or a
             list, whose items are images, (image, target) or dicts with "image", "target" or "label", and "mask"; None
             for the folder ``dataset``, if it holds images. A folder wins over a name. An ``Images`` is returned

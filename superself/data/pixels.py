@@ -41,8 +41,8 @@ def require_decodable(shape: tuple[int, ...], itemsize: int) -> None:
     nbytes = math.prod(shape) * itemsize
     if nbytes > MAX_IMAGE_BYTES:
         raise ValueError(
-            f"{' x '.join(map(str, shape))} values take {nbytes / 2**30:.1f} GiB, more than the {MAX_IMAGE_BYTES / 2**30:.3g} GiB "
-            "that one image may; cut or shrink it, or pass read=, a function that reads such files."
+            f"{' x '.join(map(str, shape))} values take {nbytes / 2**30:.1f} GiB, and one image may take "
+            f"{MAX_IMAGE_BYTES / 2**30:.3g} GiB; cut or shrink it, or pass read=, a function that reads such files."
         )
 
 
@@ -55,7 +55,7 @@ def require_finite(image: Tensor) -> None:
     if not image.is_floating_point() or image.numel() == 0:
         return
     low, high = (value.item() for value in image.aminmax())
-    if -LARGEST_VALUE <= low and high <= LARGEST_VALUE:  # false for NaN, which aminmax passes on
+    if low >= -LARGEST_VALUE and high <= LARGEST_VALUE:  # false for NaN, which aminmax passes on
         return
     wrong = int((~image.isfinite()).sum())
     if wrong:
