@@ -8,7 +8,7 @@ from typing import Any
 
 from torchvision import datasets
 
-from superself.data.folders import find_files
+from superself.data.folders import find_files, folder_identity
 from superself.data.images import Images
 from superself.data.photographs import photos
 from superself.data.sources import FileSource, TensorSource, stack_images
@@ -80,16 +80,18 @@ def named_source(
 
 def _class_folders(path: Path, read: Callable[[Path], Any] | None, planes: Planes) -> FileSource:
     folders = sorted(folder for folder in path.glob("[!.]*") if folder.is_dir())
-    visited: dict[tuple[int, int], Path] = {}  # a folder belongs to one class; links to it come last
-    inside_of = {
-        folder: find_files(folder, read is not None, visited)
-        for folder in sorted(folders, key=lambda folder: (folder.is_symlink(), folder))
-    }
+    owned = sorted(
+        folders, key=lambda folder: (folder.is_symlink(), folder)
+    )  # a folder belongs to one class, not to a link
+    visited = {folder_identity(path): path} if folders else {}
+    for folder in owned:
+        visited.setdefault(folder_identity(folder), folder)
+    inside_of = {folder: find_files(folder, read is not None, visited) for folder in owned}
     found = [inside_of[folder] for folder in folders]
     files = [inside.files for inside in found]
     if not any(files):
         raise ValueError(
-            f"{printable(str(path))!r} has no folders with images in them; pass a folder with one subfolder per class."
+            f"'{printable(str(path))}' has no folders with images in them; pass a folder with one subfolder per class."
         )
     labels = [label for label, inside in enumerate(files) for _ in inside]
     paths, classes = [file for inside in files for file in inside], [printable(folder.name) for folder in folders]

@@ -42,9 +42,8 @@ def find_files(
     while folders or links:
         parent = folders.pop() if folders else links.pop(links.index(min(links)))
         try:
-            status = read_with_retries(parent.stat)
-            first = visited.setdefault((status.st_dev, status.st_ino), parent)
-            if first is not parent:
+            first = visited.setdefault(folder_identity(parent), parent)
+            if first != parent:
                 left_out[printable(str(parent))] = f"a link to {printable(str(first))}, which is read already"
                 continue
             entries = read_with_retries(lambda parent=parent: _entries(parent))
@@ -59,6 +58,12 @@ def find_files(
             elif is_image_name(entry.name, any_extension):
                 _sort_in(Path(entry.path), entry.is_file(), files, left_out)
     return FoundFiles(sorted(files), left_out)
+
+
+def folder_identity(folder: Path) -> tuple[int, int]:
+    """Device and number of a folder, which all links to it share."""
+    status = read_with_retries(folder.stat)
+    return status.st_dev, status.st_ino
 
 
 def match_files(pattern: str, any_extension: bool = False) -> FoundFiles:

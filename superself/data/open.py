@@ -165,14 +165,14 @@ def _source_of_text(
     if is_folder:
         found = find_files(path, any_extension)
     elif exists:
-        raise ValueError(f"{printable(text)!r} is a pipe, socket or device; pass a folder or an image file.")
+        raise ValueError(f"'{printable(text)}' is a pipe, socket or device; pass a folder or an image file.")
     elif (source := named_source(text, size, read, planes)) is not None:
         return source
     elif glob.has_magic(text):
         found = match_files(str(path), any_extension)
     else:
         raise FileNotFoundError(
-            f"{printable(text)!r} is neither an existing path nor the name of a data set; pass a path that exists, or one of "
+            f"'{printable(text)}' is neither an existing path nor the name of a data set; pass a path that exists, or one of "
             f"{NAMES}."
         )
     return FileSource(require_files(found, text), read, planes=planes, left_out=found.left_out)
@@ -187,6 +187,6 @@ def require_files(found: FoundFiles, text: str) -> list[Path]:
     if not found.files:
         left_out = f" (left out: {format_broken(found.left_out)})" if found.left_out else ""
         raise ValueError(
-            f"no image files in {printable(text)!r}{left_out}; pass a folder or pattern with images in it."
+            f"no image files in '{printable(text)}'{left_out}; pass a folder or pattern with images in it."
         )
     return found.files

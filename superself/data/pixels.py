@@ -16,7 +16,7 @@ MAX_IMAGE_BYTES = 2**30  # of the decoded pixels of one image file; larger ones 
 LARGEST_VALUE = 1e18  # of floating-point pixels: the squares of larger ones overflow in float32
 FEW = 4  # channels that most images have at most: two axes this short cannot be distinguished
 CHUNK = 2**24  # floating-point values that are checked at a time
-STRIP = 2**22  # pixels that are converted at a time, so that no second copy of a large image is made
+STRIP = 2**20  # pixels that are converted at a time, so that no second copy of a large image is made
 ORIENTATION = 0x0112  # number of the tag in EXIF and in TIFF
 GREY_MODES = ("1", "L", "LA", "La", "I", "F")  # of Pillow, and all modes that start with "I;16"
 

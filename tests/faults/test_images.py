@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -428,6 +429,20 @@ def test_arrays_of_objects_are_refused_and_their_code_does_not_run(tmp_path):
         for read in (read_header, read_image):
             with pytest.raises(ValueError, match=message):
                 read(tmp_path / f"{name}.npy")
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_decoding_makes_one_array_and_small_strips(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGBA", (3000, 2000)).save(tmp_path / "image.png", exif=exif)
+    tracemalloc.start()
+    try:
+        array = read_image(tmp_path / "image.png")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert array.size == 3000 * 2000 * 3 and peak < 1.8 * array.nbytes
 
 
 MEASURE = """
