@@ -3,10 +3,11 @@
 from superself.data.batch import Batch, Item
 from superself.data.datasets import cifar10, stl10
 from superself.data.images import Images, ImageSpec
-from superself.data.loader import BatchLoader, EpochSampler, SequentialBatches
+from superself.data.loader import BatchLoader
 from superself.data.open import open_images
 from superself.data.photographs import photos
 from superself.data.preprocessing import Preprocessing, to_float
+from superself.data.sampler import EpochSampler, SequentialBatches
 
 __all__ = [
     "Batch",

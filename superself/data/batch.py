@@ -38,7 +38,7 @@ class Batch:
             with NaN for unknown): a tensor where it can be stacked, else a list with one entry per image.
         mask: (B, ...), one per image.
         views: ready-made views, each (B, C, h, w), where a collate_fn made them.
-        broken: the images that could not be read while the batch was made, as name -> reason.
+        broken: the images that could not be read while the batch was made, as position in the data set -> reason.
     """
 
     images: Tensor
@@ -46,7 +46,7 @@ class Batch:
     target: Any = None
     mask: Tensor | None = None
     views: list[Tensor] | None = None
-    broken: dict[str, str] = field(default_factory=dict)
+    broken: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -8,10 +8,12 @@ from typing import Any
 
 from torchvision import datasets
 
-from superself.data.decode import Planes
+from superself.data.folders import find_files, folder_identity
 from superself.data.images import Images
 from superself.data.photographs import photos
-from superself.data.sources import FileSource, TensorSource, find_files, stack_images
+from superself.data.sources import FileSource, TensorSource, stack_images
+from superself.data.tiff import Planes
+from superself.data.wording import printable
 
 SPLITS = {"photos": ("train", "test"), "cifar10": ("train", "test"), "stl10": ("train", "test", "unlabeled")}
 NAMES = '"photos", "cifar10", "stl10" (each with ":train", ":test" ...) and "imagefolder:PATH"'
@@ -78,14 +80,23 @@ def named_source(
 
 def _class_folders(path: Path, read: Callable[[Path], Any] | None, planes: Planes) -> FileSource:
     folders = sorted(folder for folder in path.glob("[!.]*") if folder.is_dir())
-    files = [find_files(folder, any_extension=read is not None) for folder in folders]
+    owned = sorted(
+        folders, key=lambda folder: (folder.is_symlink(), folder)
+    )  # a folder belongs to one class, not to a link
+    visited = {folder_identity(path): path} if folders else {}
+    for folder in owned:
+        visited.setdefault(folder_identity(folder), folder)
+    inside_of = {folder: find_files(folder, read is not None, visited) for folder in owned}
+    found = [inside_of[folder] for folder in folders]
+    files = [inside.files for inside in found]
     if not any(files):
         raise ValueError(
-            f"{str(path)!r} has no folders with images in them; pass a folder with one subfolder per class."
+            f"'{printable(str(path))}' has no folders with images in them; pass a folder with one subfolder per class."
         )
     labels = [label for label, inside in enumerate(files) for _ in inside]
-    paths, classes = [file for inside in files for file in inside], [folder.name for folder in folders]
-    return FileSource(paths, read, labels, classes, planes)
+    paths, classes = [file for inside in files for file in inside], [printable(folder.name) for folder in folders]
+    left_out = {name: why for inside in found for name, why in inside.left_out.items()}
+    return FileSource(paths, read, labels, classes, planes, left_out)
 
 
 def _check_split(name: str, split: str) -> None:

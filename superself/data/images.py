@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,24 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from superself.basics.random import preserve_random_state
+from superself.basics.validate import require_choice
+from superself.data.agreement import BROKEN_SHARE, find_common
 from superself.data.batch import Batch, Item, are_classes, stack_targets
-from superself.data.decode import Header, conform_image, resize_mask_to_cover, resize_to_cover
+from superself.data.pixels import Header, find_not_finite, require_finite
+from superself.data.resize import conform_image, resize_mask_to_cover, resize_to_cover
+from superself.data.retry import PassingReason, read_with_retries
 from superself.data.sources import (
     FileSource,
     ItemSource,
     Sample,
     TensorSource,
-    describe_error,
     evenly_spaced,
     map_in_threads,
 )
+from superself.data.wording import describe_error, format_broken, format_bytes
 
-BROKEN_SHARE = 0.05  # a larger share of broken images stops the run
 MEMORY_LIMIT = 2 * 2**30  # bytes
+MANY = 2**26  # images; more are never decoded in advance
 DEVICE_SHARE = 0.25  # of an accelerator's free memory, that a copy of the data set may take
 
 
@@ -38,6 +41,9 @@ class Images(Dataset):
     A broken image keeps its place and is replaced by the next image that can be read, so that length and order do not
     depend on broken images, nor on whether the data set is in memory. ``Batch.index`` holds the place of the image that
     was delivered.
+
+    An image is broken if it cannot be read, has other channels or another type than the others, or values that are not
+    finite. One that fails for a reason that may pass, such as a network drive, is tried again in the next epoch.
 
     Args:
         source: where the images come from.
@@ -55,8 +61,7 @@ class Images(Dataset):
         on_bad_image: str = "skip",
         memory_limit: int = MEMORY_LIMIT,
     ) -> None:
-        if on_bad_image not in ("skip", "raise"):
-            raise ValueError(f'on_bad_image={on_bad_image!r} is unknown; pass "skip" or "raise".')
+        require_choice("on_bad_image", on_bad_image, ("skip", "raise"))
         if len(source) == 0:
             raise ValueError("the data set has no images; pass one with at least one image.")
         self.source, self.on_bad_image, self.memory_limit = source, on_bad_image, memory_limit
@@ -64,14 +69,21 @@ class Images(Dataset):
         self.classes: list[str] | None = source.classes
         self.targets: Tensor | list[Any] | None = source.targets  # one per image; of items they are known after load()
         self._masks: Tensor | list[Any] | None = None  # one per image, after load()
-        self.skipped: dict[str, str] = {}
+        self._broken: dict[int, str] = {}  # place -> reason, now
+        self._failed: set[int] = set()  # places that could not be read and may be later: not worth waiting for again
+        self._pass: int | None = None  # see ``begin_pass``
         found = source.scan()
         headers = {place: header for place, header in found.items() if isinstance(header, Header)}
-        broken = {source.name(place): why for place, why in found.items() if isinstance(why, str)}
+        broken = {place: why for place, why in found.items() if isinstance(why, str)}
         if not headers:
-            raise ValueError(f"none of the images can be read: {_format_broken(broken)}.")
+            raise ValueError(f"none of the images can be read: {format_broken(self._named(broken))}.")
         self.report_broken(broken)
-        self._set_shape_and_dtype(headers, image_size)
+        common = find_common(headers, source.name, any_size=image_size is not None)
+        self.report_broken(common.outliers)
+        self.shape: tuple[int, int, int] = (common.channels, *(image_size or common.small))
+        self.dtype: torch.dtype = getattr(torch, common.dtype)
+        self._sizes = (common.small, common.large)
+        self._resized = image_size is not None
         self._data: Tensor | None = None  # (N, C, H, W) when in memory
         self._on_device: Tensor | None = None  # a copy of it on an accelerator
         self._delivered_places: Tensor | None = None  # (N,) place delivered for each place, if some are broken
@@ -79,6 +91,7 @@ class Images(Dataset):
             self._data = source.data
             if source.data.shape[2:] != self.shape[1:]:
                 self._data = torch.cat([resize_to_cover(part, self.shape[1:]) for part in source.data.split(256)])
+            self._replace_broken(find_not_finite(self._data))
 
     @property
     def in_memory(self) -> bool:
@@ -123,10 +136,27 @@ class Images(Dataset):
             found.update(part)
         return found.hexdigest()[:32]
 
+    @property
+    def skipped(self) -> dict[str, str]:
+        """What cannot be read now, and what the search for files left out, as name -> reason."""
+        return {**self.source.left_out, **self._named(self._broken)}
+
     def broken_places(self) -> Tensor:
         """The places of the images known to be broken, (n,) int64; decoding may find more."""
-        broken = [place for place, name in enumerate(self.names) if name in self.skipped]
-        return torch.tensor(broken, dtype=torch.int64)
+        return torch.tensor(sorted(self._broken), dtype=torch.int64)
+
+    def begin_pass(self, number: int) -> None:
+        """Tells that a pass over the data begins: images whose reason may pass are given another chance, and counted again.
+
+        Args:
+            number: of the pass; does nothing if it began already.
+        """
+        if number != self._pass:
+            self._pass = number
+            self._broken = {p: why for p, why in self._broken.items() if not isinstance(why, PassingReason)}
+
+    def _named(self, broken: Mapping[int, str]) -> dict[str, str]:
+        return {self.source.name(place): why for place, why in broken.items()}
 
     def batch(self, places: Sequence[int] | Tensor) -> Batch:
         """The images at the given places, (B,) or a list; broken ones are replaced as the class describes."""
@@ -141,8 +171,8 @@ class Images(Dataset):
         images = data.index_select(0, index.to(data.device, non_blocking=True))
         return Batch(images, index, _gather(self.targets, index), _gather(self._masks, index))
 
-    def items(self, places: Sequence[int] | Tensor) -> tuple[list[Item], dict[str, str]]:
-        """The images at the given places one by one, and the broken images that were found, as name -> reason."""
+    def items(self, places: Sequence[int] | Tensor) -> tuple[list[Item], dict[int, str]]:
+        """The images at the given places one by one, and the broken images that were found, as place -> reason."""
         if self._data is not None:
             index = self._places_delivered(places)
             data = self._data if self._on_device is None else self._on_device
@@ -156,11 +186,11 @@ class Images(Dataset):
             return [Item(*parts) for parts in zip(images, places, targets, masks, strict=True)], {}
         threads = self.paths is not None and get_worker_info() is None
         found = list((map_in_threads if threads else map)(self._read_or_replace, torch.as_tensor(places).tolist()))
-        return [item for item, _ in found], {name: why for _, broken in found for name, why in broken.items()}
+        return [item for item, _ in found], {place: why for _, broken in found for place, why in broken.items()}
 
     def load(self) -> Images:
         """Decodes all images into memory, unless they exceed ``memory_limit`` or differ from one read to the next."""
-        if self.in_memory or not self.source.repeatable or self.nbytes > self.memory_limit:
+        if self.in_memory or not self.source.repeatable or self.nbytes > self.memory_limit or len(self) > MANY:
             return self
         data = torch.empty((len(self), *self.shape), dtype=self.dtype)
 
@@ -172,13 +202,11 @@ class Images(Dataset):
             return sample._replace(image=None)
 
         found = list((map if self.paths is None else map_in_threads)(store, range(len(self))))
-        broken = {place: why for place, why in enumerate(found) if isinstance(why, str)}
-        self.report_broken({self.source.name(place): why for place, why in broken.items()})
-        delivered = range(len(self))
-        if broken:
-            good = torch.tensor([place for place in range(len(self)) if place not in broken])
-            self._delivered_places = good[torch.searchsorted(good, torch.arange(len(self))) % len(good)]
-            delivered = self._delivered_places.tolist()
+        broken = {
+            place: f"{why}" for place, why in enumerate(found) if isinstance(why, str)
+        }  # for good: they are not read again
+        self._replace_broken(broken)
+        delivered = self._places_delivered(torch.arange(len(self))).tolist()
         if self.targets is None:
             self.targets = _stack_or_list([found[place].target for place in delivered])
             if self.labels is not None:
@@ -186,6 +214,15 @@ class Images(Dataset):
         self._masks = _stack_or_list([found[place].mask for place in delivered])
         self._data = data
         return self
+
+    def _replace_broken(self, broken: dict[int, str]) -> None:
+        """Reports the broken images of those in memory, and delivers the next good one for each."""
+        self.report_broken(broken)
+        if broken:
+            is_good = torch.ones(len(self), dtype=torch.bool)
+            is_good[list(broken)] = False
+            good = is_good.nonzero().squeeze(1)
+            self._delivered_places = good[torch.searchsorted(good, torch.arange(len(self))) % len(good)]
 
     def _places_delivered(self, places: Sequence[int] | Tensor) -> Tensor:
         places = torch.as_tensor(places)
@@ -215,21 +252,22 @@ class Images(Dataset):
         with preserve_random_state(seed=0):
             return self.batch(evenly_spaced(n, len(self))).images
 
-    def report_broken(self, broken: dict[str, str]) -> None:
-        """Adds broken images, given as name -> reason, to ``skipped``.
+    def report_broken(self, broken: Mapping[int, str]) -> None:
+        """Adds broken images, given as place -> reason, to ``skipped``.
 
         Raises:
             ValueError: listing them, if they are too many, or if ``on_bad_image`` is "raise".
         """
         if not broken:
             return
-        self.skipped.update(broken)
-        count = f"{len(self.skipped)} of {len(self)} images cannot be read"
+        self._broken.update(broken)
+        count = f"{len(self._broken)} of {len(self)} images cannot be read"
         if self.on_bad_image == "raise":
-            raise ValueError(f'{count} and on_bad_image="raise"; remove or repair them: {_format_broken(self.skipped)}')
-        if len(self.skipped) > BROKEN_SHARE * len(self):
-            share = f"more than {BROKEN_SHARE:.0%}"
-            raise ValueError(f"{count}, {share}; remove or repair them: {_format_broken(self.skipped)}")
+            listed = format_broken(self._named(self._broken))
+            raise ValueError(f'{count} and on_bad_image="raise"; remove or repair them: {listed}')
+        if len(self._broken) > BROKEN_SHARE * len(self):
+            share, listed = f"more than {BROKEN_SHARE:.0%}", format_broken(self._named(self._broken))
+            raise ValueError(f"{count}, {share}; remove or repair them: {listed}")
 
     def describe(self) -> str:
         """One line: number, channels, type and sizes of the images, and where they are kept during training."""
@@ -237,7 +275,7 @@ class Images(Dataset):
         sizes = f"{h} x {w}" if (h, w) == (h2, w2) else f"{h} x {w} to {h2} x {w2}"
         stored = "" if self._sizes == (self.shape[1:],) * 2 else f" stored as {self.shape[1]} x {self.shape[2]}"
         if self.in_memory:
-            where = f"{_format_bytes(self.nbytes)} in memory"
+            where = f"{format_bytes(self.nbytes)} in memory"
             where += (
                 f" and on {self._on_device.device} (limit {DEVICE_SHARE:.0%} of its free memory)"
                 if self.on_device
@@ -245,72 +283,56 @@ class Images(Dataset):
             )
         elif not self.source.repeatable:
             where = "read while training (items differ from one read to the next)"
+        elif len(self) > MANY:
+            where = "decoded while training"
         elif self.nbytes > self.memory_limit:
-            where = f"decoded while training ({_format_bytes(self.nbytes)} > limit {_format_bytes(self.memory_limit)})"
+            where = f"decoded while training ({format_bytes(self.nbytes)} > limit {format_bytes(self.memory_limit)})"
         else:
-            where = f"not in memory yet ({_format_bytes(self.nbytes)})"
+            where = f"not in memory yet ({format_bytes(self.nbytes)})"
+        left_out = self.source.left_out
+        left_out = f"; {len(left_out)} left out: {format_broken(left_out, 3)}" if left_out else ""
         return (
-            f"{len(self)} images found, {len(self) - len(self.skipped)} used, {len(self.skipped)} skipped; "
+            f"{len(self)} images found, {len(self) - len(self._broken)} used, {len(self._broken)} skipped; "
             f"{self.shape[0]} channel{'s' * (self.shape[0] > 1)}, {str(self.dtype).removeprefix('torch.')}; "
-            f"{sizes} pixels{stored}; {where}"
+            f"{sizes} pixels{stored}; {where}{left_out}"
         )
-
-    def _set_shape_and_dtype(self, headers: dict[int, Header], image_size: tuple[int, int] | None) -> None:
-        """Sets the shape and type in which all images can be stored."""
-        name = self.source.name
-        channels = Counter(header.channels for header in headers.values())
-        usual = channels.most_common(1)[0][0]
-        if usual == 1 and 3 in channels:
-            usual = 3
-        fits = {usual, 1} if usual == 3 else {usual}
-        wrong = {place: header for place, header in headers.items() if header.channels not in fits}
-        self.report_broken(
-            {name(place): f"{header.channels} channels, the others have {usual}" for place, header in wrong.items()}
-        )
-        headers = {place: header for place, header in headers.items() if place not in wrong}
-        by_dtype = {header.dtype: place for place, header in headers.items()}
-        if len(by_dtype) > 1 and "float32" in by_dtype:
-            whole = next(dtype for dtype in by_dtype if dtype != "float32")
-            raise ValueError(
-                f"{name(by_dtype[whole])} is {whole} and {name(by_dtype['float32'])} is float32; "
-                "their value ranges differ, so convert one kind."
-            )
-        by_size = {(header.height, header.width): place for place, header in headers.items()}
-        small, large = min(by_size, key=_area), max(by_size, key=_area)
-        if image_size is None and len(by_size) > 1:
-            first, second = list(by_size)[:2]
-            raise ValueError(
-                f"the images differ in size: {name(by_size[first])} is {first[0]} x {first[1]}, "
-                f"{name(by_size[second])} is {second[0]} x {second[1]}; pass image_size=, a number or (height, width)."
-            )
-        self.shape: tuple[int, int, int] = (usual, *(image_size or small))
-        self.dtype: torch.dtype = getattr(torch, max(by_dtype, key=len))  # "uint16" and "float32" are the longer names
-        self._sizes = (small, large)
-        self._resized = image_size is not None
 
     def _read(self, place: int) -> Sample | str:
         """The image at a place in the shape and type of the data set, with target and mask; or why it cannot be read."""
-        known = self.skipped.get(self.source.name(place))
-        if known is not None:
+        known = self._broken.get(place)
+        if known is not None and not isinstance(known, PassingReason):
             return known
         try:
-            image, target, mask = self.source.read(place, self.shape[1:])
-            if not self._resized and image.shape[1:] != self.shape[1:]:
-                raise ValueError(
-                    f"{image.shape[1]} x {image.shape[2]} pixels, the others "
-                    f"have {self.shape[1]} x {self.shape[2]}; pass image_size="
-                )
-            if isinstance(mask, Tensor) and mask.shape[-2:] == image.shape[1:] != self.shape[1:]:
-                mask = resize_mask_to_cover(mask, self.shape[1:])
-            return Sample(conform_image(image, self.shape[0], self.dtype, self.shape[1:]), target, mask)
+            sample = read_with_retries(lambda: self.source.read(place, self.shape[1:]), again=place not in self._failed)
         except Exception as error:
-            return describe_error(error)
+            reason = self.source.reason(error)
+            if isinstance(reason, PassingReason):
+                self._failed.add(place)
+            return reason
+        self._failed.discard(place)
+        try:
+            return self._conform(*sample)
+        except Exception as error:
+            return describe_error(error) if self.source.repeatable else PassingReason(describe_error(error))
 
-    def _read_or_replace(self, place: int) -> tuple[Item, dict[str, str]]:
+    def _conform(self, image: Tensor, target: Any, mask: Any) -> Sample:
+        """An image that was read in the shape and type of the data set; raises a ValueError if it does not fit."""
+        if not self._resized and image.shape[1:] != self.shape[1:]:
+            raise ValueError(
+                f"{image.shape[1]} x {image.shape[2]} pixels, the others "
+                f"have {self.shape[1]} x {self.shape[2]}; pass image_size="
+            )
+        if isinstance(mask, Tensor) and mask.shape[-2:] == image.shape[1:] != self.shape[1:]:
+            mask = resize_mask_to_cover(mask, self.shape[1:])
+        image = conform_image(image, self.shape[0], self.dtype, self.shape[1:])
+        require_finite(image)
+        return Sample(image, target, mask)
+
+    def _read_or_replace(self, place: int) -> tuple[Item, dict[int, str]]:
         """The image at a place, or the next one that can be read; and the broken images before it."""
         broken = {}
         while isinstance(sample := self._read(place), str):  # ends: report_broken raises long before all are broken
-            broken[self.source.name(place)] = sample
+            broken[place] = sample
             self.report_broken(broken)
             place = (place + 1) % len(self)
         target = sample.target if self.targets is None else _number(self.targets[place])
@@ -326,17 +348,19 @@ class ImageSpec(Images):
     """
 
     fingerprint = ""
+    skipped: dict[str, str] = {}
 
     def __init__(self, shape: tuple[int, int, int] = (3, 225, 225), count: int = 0) -> None:
         self.shape, self.count = shape, count
         self.dtype = torch.uint8
         self.paths = self.targets = self.classes = self._data = None
-        self.skipped, self.names = {}, []
+        self.names: list[str] = []
+        self._broken: dict[int, str] = {}
 
     def __len__(self) -> int:
         return self.count
 
-    def items(self, places: Sequence[int] | Tensor) -> tuple[list[Item], dict[str, str]]:
+    def items(self, places: Sequence[int] | Tensor) -> tuple[list[Item], dict[int, str]]:
         """Raises a ValueError, since there are no images."""
         raise ValueError(
             f"there is no data set, only the shape {self.shape} of its images; pass a data set to read from."
@@ -366,16 +390,3 @@ def _stack_or_list(values: list[Any]) -> Tensor | list[Any] | None:
 def _number(value: Any) -> Any:
     """A tensor of one value as a Python number, anything else unchanged."""
     return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
-
-
-def _format_broken(broken: dict[str, str]) -> str:
-    lines = [f"{name} ({why})" for name, why in list(broken.items())[:10]]
-    return "; ".join(lines) + (f"; and {len(broken) - 10} more" if len(broken) > 10 else "")
-
-
-def _format_bytes(nbytes: int) -> str:
-    return f"{nbytes / 2**30:.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.1f} MiB"
-
-
-def _area(size: tuple[int, int]) -> tuple[int, int, int]:
-    return size[0] * size[1], *size

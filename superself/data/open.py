@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from superself.basics.validate import require_count
 from superself.data.datasets import NAMES, named_source
-from superself.data.decode import Planes
+from superself.data.folders import FoundFiles, find_files, match_files
 from superself.data.images import MEMORY_LIMIT, Images, ImageSpec
-from superself.data.sources import FileSource, ItemSource, TensorSource, find_files, is_image_name, stack_images
+from superself.data.pixels import MAX_IMAGE_BYTES
+from superself.data.sources import FileSource, ItemSource, TensorSource, stack_images
+from superself.data.tiff import Planes
+from superself.data.wording import format_broken, printable
 
 Reader = Callable[[Path], Any]
 DEFAULT_FOLDER = Path("dataset")
@@ -32,8 +36,8 @@ def open_images(
     """Opens a data set of any kind and finds out the sizes of its images without decoding them all.
 
     Args:
-        source: a folder (searched to any depth), a file, a glob pattern, a list of paths; a name ("photos:test",
-            "cifar10", "stl10:unlabeled", "imagefolder:PATH"); an array (N, H, W), (N, H, W, C) or (N, C, H, W), a
+        source: a folder (searched to any depth, each folder once), a file, a glob pattern, a list of paths; a name
+            ("photos:test", "cifar10", "stl10:unlabeled", "imagefolder:PATH"); an array (N, H, W), (N, H, W, C) or (N, C, H, W), a
             tensor (N, H, W) or (N, C, H, W), or a tuple of one of these and N targets; a map-style torch Dataset or a
             list, whose items are images, (image, target) or dicts with "image", "target" or "label", and "mask"; None
             for the folder ``dataset``, if it holds images. A folder wins over a name. An ``Images`` is returned
@@ -55,7 +59,10 @@ def open_images(
         return source
     size = None if image_size is None else check_size("image_size", image_size)
     planes = _check_planes(planes)
-    if source is None and not (DEFAULT_FOLDER.is_dir() and find_files(DEFAULT_FOLDER, read is not None)):
+    require_count("memory_limit", memory_limit, "is a number of bytes, for example 8 * 2**30", minimum=0)
+    if read is not None and not callable(read):
+        raise TypeError(f"read={read!r} cannot be called; pass a function from a path to an image.")
+    if source is None and not (DEFAULT_FOLDER.is_dir() and find_files(DEFAULT_FOLDER, read is not None).files):
         return ImageSpec()
     opened = _make_source(DEFAULT_FOLDER if source is None else source, size, read, planes)
     if read is not None and not isinstance(opened, FileSource):
@@ -77,6 +84,11 @@ def check_size(name: str, size: Any) -> tuple[int, int]:
     whole = all(isinstance(side, Integral) and not isinstance(side, bool) for side in pair)
     if len(pair) != 2 or not whole or min(pair) < 1:
         raise ValueError(f"{name}={size!r} is not a size; pass one number of pixels or (height, width).")
+    if 3 * int(pair[0]) * int(pair[1]) > MAX_IMAGE_BYTES:
+        raise ValueError(
+            f"{name}={size!r} gives images of {3 * int(pair[0]) * int(pair[1]) / 2**30:.0f} GiB, more than the "
+            f"{MAX_IMAGE_BYTES / 2**30:.3g} GiB that one image may take; pass a smaller size."
+        )
     return int(pair[0]), int(pair[1])
 
 
@@ -96,14 +108,22 @@ def _make_source(
         raise ValueError(f"{source.__name__} is a class; pass an instance of it, {source.__name__}(...).")
     if isinstance(source, (np.ndarray, Tensor)):
         return TensorSource(stack_images(source))
+    if isinstance(source, (bytes, bytearray)):
+        raise ValueError(f"a path of type {type(source).__name__} is not text; pass os.fsdecode(path).")
+    if isinstance(source, Mapping):
+        raise ValueError(
+            f"a {type(source).__name__} with {len(source)} keys has no items by number; pass a list of its images, or "
+            "(images, targets)."
+        )
     if isinstance(source, (str, Path)):
         return _source_of_text(str(source), size, read, planes)
     if isinstance(source, (list, tuple)) and source:
         if all(isinstance(item, (str, Path)) for item in source):
-            missing = [str(path) for path in source if not Path(path).is_file()]
+            missing = [printable(str(path)) for path in source if not Path(path).is_file()]
             if missing:
                 raise FileNotFoundError(
-                    f"{len(missing)} of {len(source)} paths are not files, the first is {missing[0]}; pass existing files."
+                    f"{len(missing)} of {len(source)} paths are not files, the first is {missing[0]}; pass existing regular "
+                    "files."
                 )
             return FileSource([Path(path) for path in source], read, planes=planes)
         if isinstance(source, tuple) and _starts_with_images(source):
@@ -133,20 +153,40 @@ def _source_of_text(
     text: str, size: tuple[int, int] | None, read: Reader | None, planes: Planes
 ) -> FileSource | TensorSource:
     """What a string means: a folder or a file, else a name, else a glob pattern."""
+    if not text:
+        raise ValueError('an empty string is not a data set; pass a folder, "." for the current one.')
     path, any_extension = Path(text).expanduser(), read is not None
-    if path.is_file():
+    try:
+        is_file, is_folder, exists = path.is_file(), path.is_dir(), path.exists()
+    except OSError:  # a text that is too long for a path
+        is_file = is_folder = exists = False
+    if is_file:
         return FileSource([path], read, planes=planes)
-    if path.is_dir():
-        files = find_files(path, any_extension)
+    if is_folder:
+        found = find_files(path, any_extension)
+    elif exists:
+        raise ValueError(f"'{printable(text)}' is a pipe, socket or device; pass a folder or an image file.")
     elif (source := named_source(text, size, read, planes)) is not None:
         return source
     elif glob.has_magic(text):
-        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-        files = [match for match in matches if match.is_file() and is_image_name(match.name, any_extension)]
+        found = match_files(str(path), any_extension)
     else:
         raise FileNotFoundError(
-            f"{text!r} is neither an existing path nor the name of a data set; pass a path that exists, or one of {NAMES}."
+            f"'{printable(text)}' is neither an existing path nor the name of a data set; pass a path that exists, or one of "
+            f"{NAMES}."
         )
-    if not files:
-        raise ValueError(f"no image files in {text!r}; pass a folder or pattern with images in it.")
-    return FileSource(files, read, planes=planes)
+    return FileSource(require_files(found, text), read, planes=planes, left_out=found.left_out)
+
+
+def require_files(found: FoundFiles, text: str) -> list[Path]:
+    """The files that were found.
+
+    Raises:
+        ValueError: if there are none; says what was left out.
+    """
+    if not found.files:
+        left_out = f" (left out: {format_broken(found.left_out)})" if found.left_out else ""
+        raise ValueError(
+            f"no image files in '{printable(text)}'{left_out}; pass a folder or pattern with images in it."
+        )
+    return found.files

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from superself.basics.validate import require_choice, require_count
+from superself.data.decode import FORMATS
 from superself.data.images import Images
 from superself.data.sources import TensorSource
 
@@ -36,13 +38,14 @@ def photos(split: str = "train", size: int = 64, count: int | None = None) -> Im
         size: height and width of the patches.
         count: number of patches, divided among the photographs as equally as possible; None: 3600 and 1200.
     """
-    if split not in COUNTS:
-        raise ValueError(f'split={split!r} is unknown; pass "train" or "test".')
+    require_choice("split", split, COUNTS)
+    require_count("size", size, "is the height and width of the patches in pixels")
     count = COUNTS[split] if count is None else count
+    require_count("count", count, "is the number of patches")
     folders = [Path(find_spec(package).origin).parent.joinpath(*parts) for package, parts in FOLDERS.items()]
     files = [folder / name for name in PHOTOGRAPHS for folder in folders if (folder / name).is_file()]
     each = -(-count // len(files))
-    images = [np.array(Image.open(file).convert("RGB")) for file in files]
+    images = [np.array(Image.open(file, formats=FORMATS).convert("RGB")) for file in files]
     cut = [cut_patches(image, split, each, size, seed) for seed, image in enumerate(images)]
     patches = np.stack(cut, axis=1).reshape(-1, size, size, 3)[:count]  # photographs take turns
     data = torch.from_numpy(patches).permute(0, 3, 1, 2).contiguous()

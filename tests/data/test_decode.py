@@ -12,7 +12,9 @@ import torch
 import torchvision
 from PIL import Image
 
-from superself.data.decode import Header, conform_image, from_pil, read_header, read_image, resize_to_cover, to_tensor
+from superself.data.decode import read_header, read_image
+from superself.data.pixels import Header, from_pil, to_tensor
+from superself.data.resize import conform_image, resize_to_cover
 
 
 def write_png16(path, pixels):

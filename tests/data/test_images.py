@@ -114,7 +114,9 @@ def test_data_set_without_any_readable_image_is_an_error(folder):
 def test_sizes_must_agree_or_be_given(tmp_path, noise):
     Image.fromarray(noise(8, 8)).save(tmp_path / "a.png")
     Image.fromarray(noise(9, 12)).save(tmp_path / "b.png")
-    with pytest.raises(ValueError, match=r"a.png is 8 x 8, .*b.png is 9 x 12; pass image_size="):
+    with pytest.raises(
+        ValueError, match=r"a.png is 8 x 8 \(1 image\), .*b.png is 9 x 12 \(1 image\); pass image_size="
+    ):
         open_images(tmp_path)
     images = open_images(tmp_path, image_size=(6, 5))
     assert images.shape == (3, 6, 5) and images.load().batch([0, 1]).images.shape == (2, 3, 6, 5)
@@ -148,7 +150,9 @@ def test_eight_bit_files_among_sixteen_bit_ones_keep_their_brightness(tmp_path, 
 def test_float_and_integer_files_do_not_mix(tmp_path, noise):
     np.save(tmp_path / "a.npy", noise(8, 8, 1))
     np.save(tmp_path / "b.npy", np.zeros((8, 8), np.float32))
-    with pytest.raises(ValueError, match=r"a.npy is uint8 and .*b.npy is float32; .* convert one kind"):
+    with pytest.raises(
+        ValueError, match=r"a.npy is uint8 and .*b.npy is float32 \(1 and 1 images\); .* convert one kind"
+    ):
         open_images(tmp_path)
 
 

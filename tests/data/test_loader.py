@@ -68,7 +68,7 @@ def test_batches_that_cannot_be_are_refused():
         ValueError, match=r"batch_size=8 is larger than the data set \(5 images\).*pass batch_size <= 5"
     ):
         EpochSampler(5, 8)
-    with pytest.raises(ValueError, match="batch_size=0 gives empty batches"):
+    with pytest.raises(ValueError, match="batch_size must be an integer of at least 1, got 0 .*gives empty batches"):
         EpochSampler(5, 0)
 
 

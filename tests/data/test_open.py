@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from superself.data import ImageSpec, open_images
+from superself.data import BatchLoader, ImageSpec, SequentialBatches, open_images, photos
 
 
 def test_folder_is_searched_to_any_depth_in_sorted_order_without_hidden_files(tmp_path, noise):
@@ -191,3 +191,99 @@ def test_options_that_do_not_fit_are_refused():
     for size in (0, (4, 4, 4), "large", 2.5):
         with pytest.raises(ValueError, match="is not a size; pass one number of pixels"):
             open_images(torch.zeros(2, 3, 4, 4), image_size=size)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"a": torch.zeros(3, 4, 4)}, r"a dict with 1 keys has no items by number; pass a list of its images"),
+        ((i for i in range(3)), "a generator has no length or no items by number"),
+        (b"/images", r"a path of type bytes is not text; pass os.fsdecode"),
+        ("", "an empty string is not a data set"),
+        ("x" * 5000, "is neither an existing path nor the name of a data set"),
+        ("no\udce9where", r"no\\xe9where' is neither an existing path"),
+        ("a\0b", r"a\\x00b' is neither an existing path"),
+        (7, "a int has no length or no items by number"),
+        (np.array([None, None]), r"images of shape \(2,\) are not a data set; .*as a list"),
+        (np.array([[["x"]]]), "value range of <U1 pixels is unknown"),
+        (np.full((2, 4, 4), None), "value range of object pixels is unknown"),
+        (np.zeros((2, 5, 5), complex), "value range of complex128 pixels is unknown"),
+        (torch.zeros(2, 5, 5, dtype=torch.complex64), "value range of torch.complex64 pixels is unknown"),
+        (torch.zeros(2, 3, 5, 5).to_sparse(), r"a tensor that is sparse cannot hold images; .*to_dense"),
+        (torch.zeros(2, 3, 5, 5, device="meta"), r"a tensor that has no values \(device meta\) cannot hold images"),
+        (torch.zeros(5, 3, 0, 4), r"images of shape \(5, 3, 0, 4\) are not a data set; .*no side of length 0"),
+        (np.zeros((5, 0, 4)), r"images of shape \(5, 0, 4\) are not a data set"),
+        ((torch.zeros(2, 3, 4, 5), 7), "targets are a int; pass one target per image"),
+        ((torch.zeros(2, 3, 4, 5), torch.tensor(7)), "targets are a Tensor; pass one target per image"),
+        ([None, None], "the item is None; return an image"),
+        ([{}], r"the item is \{\}; return an image"),
+        ([()], r"the item is \(\); return an image"),
+        ([7, 8], r"a value of type int is not an image; return a Pillow image"),
+        ([torch.zeros(3, 0, 4)], r"a tensor of shape \(3, 0, 4\) is not an image"),
+        ([np.zeros((0, 4))], r"an array of shape \(0, 4\) is not an image"),
+        ([torch.zeros(3, 4, 4).to_sparse()], "is sparse cannot hold images"),
+    ],
+)
+def test_what_is_not_a_data_set_is_explained(source, message):
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message) as found:
+        open_images(source)
+    str(found.value).encode()
+
+
+def test_tensor_that_requires_a_gradient_is_a_data_set():
+    images = open_images(torch.zeros(2, 3, 4, 5, requires_grad=True))
+    assert not images.batch([0]).images.requires_grad
+    assert not open_images([torch.zeros(3, 4, 5, requires_grad=True)]).load().batch([0]).images.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"image_size": True}, "image_size=True is not a size"),
+        ({"image_size": (8, 0)}, r"image_size=\(8, 0\) is not a size"),
+        (
+            {"image_size": 10**6},
+            "image_size=1000000 gives images of 2794 GiB, more than the 1 GiB that one image may take",
+        ),
+        (
+            {"memory_limit": "2GB"},
+            "memory_limit must be an integer of at least 0, got '2GB' of type str .it is a number of bytes",
+        ),
+        ({"memory_limit": -1}, "memory_limit must be an integer of at least 0, got -1"),
+        ({"on_bad_image": None}, "on_bad_image=None is unknown; pass 'skip' or 'raise'"),
+        ({"on_bad_image": ["skip"]}, r"on_bad_image=\['skip'\] is unknown"),
+        ({"read": "function"}, "read='function' cannot be called; pass a function from a path"),
+        ({"planes": {}}, r"planes=\{\} is unknown"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_explained(option, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        open_images(torch.zeros(2, 3, 4, 4), **option)
+
+
+def test_smallest_image_size_is_one_pixel():
+    assert open_images(torch.zeros(2, 3, 4, 4), image_size=1).shape == (3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"num_workers": -1}, "num_workers must be an integer of at least 0, got -1"),
+        ({"num_workers": 1.0}, "num_workers must be an integer of at least 0, got 1.0"),
+        ({"collate_fn": 3}, "collate_fn=3 cannot be called"),
+        ({"timeout": 0}, "timeout must be a number above 0, got 0 .it is the number of seconds"),
+        ({"timeout": "10min"}, "timeout must be a number above 0, got '10min'"),
+    ],
+)
+def test_arguments_of_the_loader_are_checked(argument, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        BatchLoader(open_images(torch.zeros(2, 3, 4, 4)), SequentialBatches(2, 1), **argument)
+
+
+@pytest.mark.parametrize(
+    "argument", [{"size": 0}, {"size": True}, {"size": "64"}, {"count": 0}, {"count": 2.5}, {"split": []}]
+)
+def test_arguments_of_photos_are_checked(argument):
+    (name,) = argument
+    with pytest.raises((ValueError, TypeError), match=rf"{name}(=\[\] is unknown| must be an integer of at least 1)"):
+        photos(**argument)

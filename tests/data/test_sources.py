@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from superself.data.sources import evenly_spaced, find_files, map_in_threads, stack_images
+from superself.data.folders import find_files
+from superself.data.sources import evenly_spaced, map_in_threads, stack_images
 
 
 def test_places_are_evenly_spaced_and_distinct():
@@ -21,8 +22,8 @@ def test_threads_keep_the_order():
 def test_files_of_any_extension_are_found_when_asked_for(tmp_path):
     for name in ("b.dcm", "a.png", ".hidden"):
         (tmp_path / name).touch()
-    assert find_files(tmp_path) == [tmp_path / "a.png"]
-    assert find_files(tmp_path, any_extension=True) == [tmp_path / "a.png", tmp_path / "b.dcm"]
+    assert find_files(tmp_path).files == [tmp_path / "a.png"]
+    assert find_files(tmp_path, any_extension=True).files == [tmp_path / "a.png", tmp_path / "b.dcm"]
 
 
 def test_read_only_and_boolean_arrays_are_stacked():
