@@ -213,6 +213,22 @@ def test_only_the_first_of_several_processes_takes_the_lock(monkeypatch):
         pass
 
 
+def test_a_lock_that_another_process_took_over_meanwhile_stays_its_own(monkeypatch):
+    with RunLock("run"):
+        live = Path("run.lock").read_text()
+    write_lock(started="12")
+
+    def overtaken(holder, path, original=module._is_stale):
+        stale = original(holder, path)
+        path.write_text(live)
+        return stale
+
+    monkeypatch.setattr(module, "_is_stale", overtaken)
+    with pytest.raises(RuntimeError, match="being trained by this process"):
+        RunLock("run").__enter__()
+    assert Path("run.lock").read_text() == live and os.listdir() == ["run.lock"]
+
+
 def test_of_many_processes_that_find_a_stale_lock_one_takes_it():
     write_lock(started="12")
 

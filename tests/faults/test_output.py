@@ -38,7 +38,7 @@ for number in range(20000):
 def shell(command, script, **environment):
     """Exit status and stderr of a shell command in which $PYTHON is a Python that runs ``script``."""
     Path("script.py").write_text(script, encoding="utf-8")
-    environment = {**os.environ, "PYTHON": f"{sys.executable} script.py", **environment}
+    environment = {**os.environ, "PYTHON": f"{sys.executable} script.py", "PYTHONUNBUFFERED": "", **environment}
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], env=environment, capture_output=True)
     return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
 
