@@ -536,8 +536,9 @@ def check_mutations(folder, count, seed):
     for first in range(0, count, 50):
         places = list(range(first, min(first + 50, count)))
         batch = images.batch(places)
+        skipped = images.skipped
         for place, index in zip(places, batch.index.tolist(), strict=True):
-            listed = str(names[place]) in images.skipped
+            listed = str(names[place]) in skipped
             assert (index != place) == listed
             read += not listed
         assert batch.images.shape[1:] == (3, 8, 8)
