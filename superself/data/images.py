@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -31,6 +32,7 @@ from superself.data.sources import (
 from superself.data.wording import describe_error, format_broken, format_bytes
 
 MEMORY_LIMIT = 2 * 2**30  # bytes
+_passes = itertools.count()  # over any data set, so that each has its own number
 MANY = 2**26  # images; more are never decoded in advance
 DEVICE_SHARE = 0.25  # of an accelerator's free memory, that a copy of the data set may take
 
@@ -145,15 +147,19 @@ class Images(Dataset):
         """The places of the images known to be broken, (n,) int64; decoding may find more."""
         return torch.tensor(sorted(self._broken), dtype=torch.int64)
 
-    def begin_pass(self, number: int) -> None:
+    def begin_pass(self, number: int | None = None) -> int:
         """Tells that a pass over the data begins: images whose reason may pass are given another chance, and counted again.
 
         Args:
-            number: of the pass; does nothing if it began already.
+            number: of the pass, of which nothing happens if it began already; None begins a new one.
+        Returns:
+            The number of the pass.
         """
+        number = next(_passes) if number is None else number
         if number != self._pass:
             self._pass = number
             self._broken = {p: why for p, why in self._broken.items() if not isinstance(why, PassingReason)}
+        return number
 
     def _named(self, broken: Mapping[int, str]) -> dict[str, str]:
         return {self.source.name(place): why for place, why in broken.items()}
@@ -355,7 +361,7 @@ class ImageSpec(Images):
         self.dtype = torch.uint8
         self.paths = self.targets = self.classes = self._data = None
         self.names: list[str] = []
-        self._broken: dict[int, str] = {}
+        self._broken, self._pass = {}, None
 
     def __len__(self) -> int:
         return self.count

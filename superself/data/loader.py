@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import os
 import pickle
@@ -24,7 +23,6 @@ from superself.data.sources import available_cores
 
 WORKER_TIMEOUT = 600  # seconds that a batch may take in a worker process
 POLL_SECONDS = 1  # how often a wait for a worker is interrupted to look for signals
-_passes = itertools.count()  # over any data set, so that each has its own number
 
 
 class BatchLoader:
@@ -93,12 +91,12 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         self._fetch.entropy = (getattr(self.sampler, "seed", 0), getattr(self.sampler, "epoch", 0))
-        self._numbered.number = next(_passes)
-        self.images.begin_pass(self._numbered.number)
+        self._numbered.number = self.images.begin_pass()
         in_process = self._loader is None
         batches = map(self._fetch.__getitems__, self._numbered) if in_process else self._batches_of_workers()
         for batch in batches:
-            self._numbered.pending.popleft()
+            if self._numbered.pending:  # another iterator over this loader clears it
+                self._numbered.pending.popleft()
             self.images.report_broken(batch.broken)
             yield batch.pin_memory() if self._pin and in_process else batch
 

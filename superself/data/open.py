@@ -37,15 +37,16 @@ def open_images(
 
     Args:
         source: a folder (searched to any depth, each folder once), a file, a glob pattern, a list of paths; a name
-            ("photos:test", "cifar10", "stl10:unlabeled", "imagefolder:PATH"); an array (N, H, W), (N, H, W, C) or (N, C, H, W), a
-            tensor (N, H, W) or (N, C, H, W), or a tuple of one of these and N targets; a map-style torch Dataset or a
-            list, whose items are images, (image, target) or dicts with "image", "target" or "label", and "mask"; None
-            for the folder ``dataset``, if it holds images. A folder wins over a name. An ``Images`` is returned
-            unchanged.
+            ("photos:test", "cifar10", "stl10:unlabeled", "imagefolder:PATH"); an array (N, H, W), (N, H, W, C) or
+            (N, C, H, W), a tensor (N, H, W) or (N, C, H, W), or a tuple of one of these and N targets; a map-style torch
+            Dataset or a list, whose items are images, (image, target) or dicts with "image", "target" or "label", and
+            "mask"; None for the folder ``dataset``, if it holds images. A folder wins over a name. An ``Images`` is
+            returned unchanged.
         image_size: one number or (height, width). Images are resized to cover it and cropped at the centre.
         on_bad_image: "skip" goes on until more than 5 % are broken, "raise" stops at the first.
-        read: f(path) -> Pillow image, array (H, W[, C]) or tensor (C, H, W), for custom file formats. Called from
-            several threads, and once for every file when the data set is opened.
+        read: f(path) -> Pillow image, array (H, W[, C]) or tensor (C, H, W), for custom file formats, and for images of
+            more than 1 GiB, which are refused without it. Called from several threads, and once for every file when the
+            data set is opened.
         memory_limit: bytes up to which ``load`` decodes the images into memory.
         planes: which planes of TIFF stacks become channels: "channels" for all, a number or a tuple of numbers for
             some. None reads all planes as channels if the file says that they are, and refuses other stacks.

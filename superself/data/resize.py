@@ -39,11 +39,11 @@ def resize_to_cover(images: Tensor, size: tuple[int, int]) -> Tensor:
     """
     images = _without_far_ends(images, size)
     resized, top, left = _covering(images.shape[2:], size)
-    in_float = images.dtype == torch.uint16 or resized == (1, 1)  # torch 2.15 cannot resize uint8 to a single pixel
-    pixels = images.float() if in_float else images
+    as_float = images.dtype == torch.uint16 or resized == (1, 1)  # which torch 2.15 cannot make of 8-bit RGB
+    pixels = images.float() if as_float else images
     pixels = F.interpolate(pixels, resized, mode="bilinear", antialias=True)
     pixels = pixels[:, :, top : top + size[0], left : left + size[1]]
-    return pixels.round().to(images.dtype) if in_float and not images.is_floating_point() else pixels
+    return pixels.round().to(images.dtype) if as_float and not images.is_floating_point() else pixels
 
 
 def resize_mask_to_cover(mask: Tensor, size: tuple[int, int]) -> Tensor:

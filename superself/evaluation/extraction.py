@@ -135,6 +135,7 @@ def collect_features(
 
 def read_in_order(images: Images, batch_size: int) -> Iterator[ReadBatch]:
     """All images in batches. Where one cannot be read, another image stands in for it: see ``ReadBatch.readable``."""
+    images.begin_pass()
     for places in SequentialBatches(len(images), batch_size):
         batch = images.batch(places)
         images.report_broken(batch.broken)

@@ -262,7 +262,9 @@ def test_options_of_the_wrong_kind_are_explained(option, message):
 
 
 def test_smallest_image_size_is_one_pixel():
-    assert open_images(torch.zeros(2, 3, 4, 4), image_size=1).shape == (3, 1, 1)
+    for channels in (1, 3, 4):
+        images = open_images(torch.full((2, channels, 4, 4), 7, dtype=torch.uint8), image_size=1)
+        assert images.shape == (channels, 1, 1) and images.batch([0]).images.unique().tolist() == [7]
 
 
 @pytest.mark.parametrize(
