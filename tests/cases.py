@@ -57,6 +57,8 @@ class Case:
     ``loss_falls``: false for a game of two players, where no loss need fall, and where it rises while a queue fills.
     ``mixes_batch``: false where the features of an image must not depend on the other images, in train mode too.
     ``normalizes``: false where the network gets RGB in [0, 1], or tiles that are standardised on their own.
+    ``local``: what a process computes from its own share of the batch because the paper wants it so; everything else is
+        as in one process with the whole batch.
     """
 
     algorithm: type[Supervisor]
@@ -67,6 +69,7 @@ class Case:
     loss_falls: bool = True
     mixes_batch: bool = True
     normalizes: bool = True
+    local: str = ""
 
     def make(self, dataset: Any = None, **arguments: Any) -> Supervisor:
         """A supervisor on sixteen tiny images, or on ``dataset``."""
@@ -89,7 +92,12 @@ CASES = [
     Case(superself.ExemplarNetSupervisor),
     Case(superself.InstanceDiscriminationSupervisor),
     Case(superself.JigsawNetSupervisor, normalizes=False),
-    Case(superself.MomentumContrastSupervisor, {"queue_size": 32, "momentum": 0.9}, loss_falls=False),
+    Case(
+        superself.MomentumContrastSupervisor,
+        {"queue_size": 32, "momentum": 0.9},
+        loss_falls=False,
+        local="batch norm, so that it sees a key next to other images than the query (Sec. 3.3)",
+    ),
     Case(superself.PIRLSupervisor),
     Case(superself.RotateNetSupervisor),
     Case(superself.SplitBrainNetSupervisor, backbone=tiny_halves, channels=(3,), normalizes=False),
