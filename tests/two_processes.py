@@ -36,7 +36,7 @@ VARIANTS = {
     "ContextNet": [{"region": "center", "overlap": 2}, {"adversarial_weight": 0}],
     "ContrastiveMultiviewCoding": [{"contrast": "batch"}, {"negatives": 5}],
     "DenoiseNet": [{"corrupted_only": True}, {"noise": "gaussian"}],
-    "ExemplarNet": [{"n_classes": 13}],
+    "ExemplarNet": [{"n_classes": 9}],
     "InstanceDiscrimination": [{"negatives": 5}, {"proximal": 1.0}],
     "JigsawNet": [{"whole": True}],
     "MomentumContrast": [{"symmetric": True}],
@@ -92,7 +92,7 @@ def step(name: str, synchronized: bool = True, **arguments: Any) -> dict[str, An
     supervisor = make(name, **arguments)
     if synchronized:
         synchronize_batch_norm(supervisor)
-    supervisor.generator.manual_seed(rank())
+    supervisor.generator.manual_seed(5 + rank())
     share = BATCH // world_size()
     mine = torch.arange(BATCH)[rank() * share : (rank() + 1) * share]
     module = DistributedDataParallel(supervisor, broadcast_buffers=False) if world_size() > 1 else supervisor
