@@ -92,7 +92,7 @@ class _SynchronizedRenorm:
     ordinary: ClassVar[type[_BatchNorm]]
 
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return _global_moments(x)[:2]
+        return super()._moments(x) if world_size() == 1 else _global_moments(x)[:2]
 
 
 def synchronize_batch_norm(network: nn.Module) -> nn.Module:
@@ -105,9 +105,10 @@ def synchronize_batch_norm(network: nn.Module) -> nn.Module:
     Raises:
         TypeError: if a batch norm computes in a ``forward`` of its own, which cannot be synchronised.
     """
-    for norm in batch_norms(network):
-        if not (is_synchronized(norm) or isinstance(norm, nn.SyncBatchNorm)):
-            norm.__class__ = _synchronized(type(norm))
+    norms = [norm for norm in batch_norms(network) if not is_synchronized(norm)]
+    kinds = [_synchronized(type(norm)) for norm in norms]  # raises before anything is switched
+    for norm, kind in zip(norms, kinds, strict=True):
+        norm.__class__ = kind
     return network
 
 

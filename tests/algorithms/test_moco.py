@@ -229,6 +229,21 @@ def test_queries_and_keys_are_split_into_different_parts():
     assert not any(part in keys for part in queries)
 
 
+def test_split_batch_norm_equals_a_call_of_the_network_for_each_part():
+    supervisor, slow = moco(splits=3), moco(splits=3)
+    view = views_of(supervisor)[1]
+    found = supervisor._split_batch_norm(supervisor.model, view)
+    order = torch.randperm(16, generator=slow.generator)
+    expected = torch.cat([slow.model(part) for part in view[order].tensor_split(3)])[order.argsort()]
+    assert torch.allclose(found, expected, atol=1e-5)
+    for embeddings in (found, expected):
+        (embeddings * torch.arange(16.0).sin()[:, None]).sum().backward()
+    for a, b in zip(supervisor.model.parameters(), slow.model.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-5, atol=1e-5)
+    for a, b in zip(supervisor.model.buffers(), slow.model.buffers(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
 def test_a_network_without_batch_norm_is_not_split():
     supervisor = moco(backbone=nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), splits=4)
     sizes = []
