@@ -87,7 +87,8 @@ class JointEmbedding(Supervisor):
         plain = recipe(None, self.view_shape[1:])  # images may be stored larger than the views
         with preserve_random_state(), evaluation_mode(self.model), batch_statistics(self.model), self.run.autocast():
             for places, data in zip(parts, BatchLoader(self.images, parts), strict=True):
+                data, places = data.to(self.device), places.to(self.device)
                 readable = data.index == places  # elsewhere another image stands in
-                embeddings = self.embed(self.preprocessing(plain(data.images.to(self.device)))).float()
+                embeddings = self.embed(self.preprocessing(plain(data.images))).float()
                 found[places[readable]] = embeddings[readable]
         return total(found)

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 import superself
 from superself import Batch, joint_embedding
 from superself.basics.distributed import from_rank_0, gather, gather_objects, mean, rank, world_size
+from superself.labels import multilabel_loss
 from superself.networks import BatchRenorm1d
 from superself.networks.batch_norm import average_running_statistics, synchronize_batch_norm
 from superself.training import Metrics
@@ -173,7 +174,7 @@ def normalized(norm: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     """Outputs of two steps, gradients and running statistics of a batch norm, for the batches of all processes."""
     x = x.requires_grad_()
     outputs = [norm(x), norm(2 * x + 1)]
-    positions = torch.arange(x[0].numel()).view_as(x[0])
+    positions = torch.arange(x[0].numel(), device=x.device).view_as(x[0])
     sum((output**3 * positions).mean() for output in outputs).backward()
     weights = {} if norm.weight is None else {"gradient of scale": mean(norm.weight.grad)}
     rows = {f"output {i}": gather(output.detach()) for i, output in enumerate(outputs)}
@@ -215,10 +216,36 @@ def norms() -> dict[str, tuple[nn.Module, torch.Tensor]]:
 @job
 def synchronized_norms() -> dict[str, dict[str, torch.Tensor]]:
     """What ``normalized`` returns for half of the batch in each process."""
-    return {
-        name: normalized(synchronize_batch_norm(norm), x.chunk(2)[rank()].clone())
-        for name, (norm, x) in norms().items()
-    }
+    return halves_normalized("cpu")
+
+
+@job
+def synchronized_norms_on_an_accelerator() -> dict[str, dict[str, torch.Tensor]]:
+    """The same there; both processes share one device."""
+    return halves_normalized("cuda") if torch.cuda.is_available() else {}
+
+
+def halves_normalized(device: str) -> dict[str, dict[str, torch.Tensor]]:
+    found = {}
+    for name, (norm, x) in norms().items():
+        mine = x.chunk(2)[rank()].to(device, copy=True)
+        result = normalized(synchronize_batch_norm(norm.to(device)), mine)
+        found[name] = {entry: value.cpu() for entry, value in result.items()}
+    return found
+
+
+def known_labels() -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (4, 3), and labels most of which are known for the last two images only."""
+    nan = float("nan")
+    labels = torch.tensor([[nan, nan, nan], [nan, 1, nan], [1, 0, 1], [0, 0, nan]])
+    return torch.arange(12.0).view(4, 3).sin(), labels
+
+
+@job
+def multilabel() -> float:
+    """The mean of the losses of both processes."""
+    logits, labels = (part.chunk(2)[rank()] for part in known_labels())
+    return mean(multilabel_loss(logits, labels)).item()
 
 
 @job
@@ -316,7 +343,7 @@ def run_all_jobs(folder: Path) -> Callable[[], dict[str, Any]]:
 
     def results() -> dict[str, Any]:
         try:
-            errors = [run.communicate(timeout=300)[1] for run in runs]
+            errors = [run.communicate(timeout=600)[1] for run in runs]
         finally:
             for run in runs:
                 run.kill()
@@ -337,7 +364,7 @@ def is_error(result: Any) -> bool:
 def main(folder: Path, number: int) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group(
-        "gloo", f"file://{folder / 'rendezvous'}", timedelta(seconds=30), rank=number, world_size=2
+        "gloo", f"file://{folder / 'rendezvous'}", timedelta(seconds=120), rank=number, world_size=2
     )
     results: dict[str, Any] = {}
     try:

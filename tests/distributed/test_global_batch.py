@@ -3,12 +3,15 @@
 import pytest
 import torch
 
+from superself.labels import multilabel_loss
+
 from cases import CASES
 from two_processes import (
     RUNS,
     SETTINGS,
     embeddings_in_parts,
     is_error,
+    known_labels,
     normalized,
     norms,
     run_all_jobs,
@@ -104,6 +107,19 @@ def test_synchronized_batch_norm_is_batch_norm_of_the_whole_batch(together, kind
     alone, both = normalized(norm, x.clone()), together("synchronized_norms")[kind]
     assert largest_difference(alone, both) <= TOLERANCE
     assert all(alone[name].dtype == both[name].dtype for name in alone)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+@pytest.mark.parametrize("kind", norms())
+def test_synchronized_batch_norm_on_an_accelerator_is_batch_norm_of_the_whole_batch(together, kind):
+    norm, x = norms()[kind]
+    both = together("synchronized_norms_on_an_accelerator")[kind]
+    assert largest_difference(normalized(norm, x.clone()), both) <= 10 * TOLERANCE
+
+
+def test_the_loss_of_multi_hot_labels_is_the_mean_over_the_known_labels_of_all_processes(together):
+    assert together("multilabel") == pytest.approx(multilabel_loss(*known_labels()).item())
 
 
 def test_running_statistics_are_averaged_over_processes(together):
