@@ -149,13 +149,14 @@ class ContrastivePredictiveCodingSupervisor(Supervisor):
         patches = self.preprocessing(self._inputs(images))  # (N, C, S, S) with N = B * R * C
         z = self.model.features(patches)  # (N, D)
         targets = gather(self.model.predictor(z))  # (N, E), of all processes
-        first = rank() * len(z)  # position of the first patch of this process
         pairs = self._predictions(z.unflatten(0, (len(images), *self.grid)))
-        return torch.stack([self.loss(self._scores(found, targets), first + sought) for found, sought in pairs]).mean()
+        return torch.stack([self.loss(self._scores(found, targets), sought) for found, sought in pairs]).mean()
 
     def _predictions(self, z: Tensor) -> list[tuple[Tensor, Tensor]]:
         """For each direction and k: predictions (Q, E) from features (B, R, C, D), and the positions of their targets (Q,)."""
-        positions = torch.arange(z.shape[:3].numel(), device=z.device).view(z.shape[:3])
+        count = z.shape[:3].numel()
+        first = rank() * count  # among the patches of all processes
+        positions = torch.arange(first, first + count, device=z.device).view(z.shape[:3])
         pairs = []
         for turn, linear, built, distances in zip(
             DIRECTIONS, self.linear, self._built_distances, self.distances, strict=True
