@@ -112,7 +112,7 @@ class Supervisor(Buildable):
         trackers: Sequence[Tracker] = (),
         **unknown: Any,
     ) -> Supervisor:
-        """Trains, and stores the run in NAME.pt after every epoch, at the end, and on Ctrl-C or SIGTERM.
+        """Trains, and stores the run in NAME.pt after every epoch, within epochs, at the end, and on Ctrl-C or SIGTERM.
 
         Args:
             lr: learning rate.
@@ -145,7 +145,8 @@ class Supervisor(Buildable):
             clip: largest norm of the gradient of all parameters together; None does not clip.
             average: fraction of a moving average of the weights that is kept at each step, for example 0.999;
                 ``get_backbone(averaged=True)`` returns it.
-            on_nan: when a loss or a gradient is not finite: "stop", "skip" the step, or "rollback" to the last stored state.
+            on_nan: when a loss or a gradient is not finite: "stop"; "skip" the step; or "rollback" to the last state of this
+                epoch, with other random numbers. Only "stop" does not wait for an accelerator at every step.
             save_every: time between two savings within an epoch: "30s", "5min", "1h", seconds, or None.
             compile: compile the networks (torch.compile); worth its minute in long runs.
             progress: False prints nothing.
@@ -153,7 +154,7 @@ class Supervisor(Buildable):
         Raises:
             TypeError, ValueError: before the first step, if an argument or the data cannot be used.
             FloatingPointError: if the loss is no longer finite; on the CPU before that step, on an accelerator within
-                a second. The file of the last good epoch stays.
+                a second. If weights are no longer finite; before they would be stored. The last good file stays.
             KeyboardInterrupt, SystemExit: after a signal, once the step is complete and the run is stored.
         """
         reject_unknown(unknown, type(self).supervise)
@@ -230,6 +231,7 @@ class Supervisor(Buildable):
                 loss = run.forward(data)
                 if run.accepts(loss):
                     self._update(loss, optimizer, lr_scheduler)
+                if run.stepped:
                     self._after_step()
                 run.end_step(loss)
             run.end_epoch()

@@ -16,6 +16,7 @@ from superself.basics.random import seed_everything
 from superself.data.batch import Batch, stack_targets
 from superself.data.images import Images
 from superself.data.sources import available_cores
+from superself.training.interrupt import leave_signals_to_parent
 
 
 class EpochSampler:
@@ -201,6 +202,7 @@ class BatchLoader:
             num_workers=num_workers,
             collate_fn=_identity,
             pin_memory=self._pin,
+            worker_init_fn=leave_signals_to_parent,
             generator=torch.Generator(),  # a separate one: loading leaves the random state of the run unchanged
             # Workers that draw random numbers are restarted each epoch, since they receive the epoch when they start.
             persistent_workers=num_workers > 0 and plain and images.paths is not None,

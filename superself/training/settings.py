@@ -15,6 +15,7 @@ import torch
 from superself.basics.validate import require_choice, require_fraction, require_positive
 from superself.training.checkpoint import checkpoint_path
 from superself.training.describe import describe_value
+from superself.training.intervals import parse_duration
 from superself.training.optimizers import check_optimizer
 from superself.training.precision import check_precision
 from superself.training.schedules import check_lr_scheduler
@@ -86,6 +87,7 @@ class Settings:
         self._check_memory_options()
         require_choice("strategy", self.strategy, STRATEGIES)
         require_choice("on_nan", self.on_nan, ON_NAN)
+        parse_duration("save_every", self.save_every)
         if self.clip is not None:
             require_positive("clip", self.clip, "is the largest norm of the gradient")
         if self.average is not None:
