@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from superself.basics.random import random_sources
-from superself.training.run_state import set_all_random_state
-
-if TYPE_CHECKING:
-    from superself.training.run import Run
+from superself.training.stored_state import set_all_random_state
 
 Place = tuple[dict[str, Any], str]  # the buffers of a module, and the name of one of them
 
@@ -28,7 +25,7 @@ class StepBoundary:
         run: whose supervisor, metrics and loader are kept.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Any) -> None:
         self.run = run
         self.is_open = False  # whether the run can be taken back to the last ``mark``
         self.counts = (0, 0, 0)  # step, epoch, and step at which the epoch began, at the last mark

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from superself.training.run import Run
+from typing import Any
 
 
-def store_end(run: Run, error: BaseException | None) -> BaseException | None:
+def store_end(run: Any, error: BaseException | None) -> BaseException | None:
     """Stores what is not stored yet.
 
     Args:
@@ -28,7 +25,7 @@ def store_end(run: Run, error: BaseException | None) -> BaseException | None:
     return None
 
 
-def end_trackers(run: Run, error: BaseException | None, failure: BaseException | None) -> None:
+def end_trackers(run: Any, error: BaseException | None, failure: BaseException | None) -> None:
     """Tells every tracker how the run ended; what fails here is raised only if nothing failed before."""
     interrupted = run.signals.received is not None or isinstance(error, (KeyboardInterrupt, SystemExit))
     failed = "stopped by an error" if error is not None or failure is not None else "finished"
@@ -44,7 +41,7 @@ def end_trackers(run: Run, error: BaseException | None, failure: BaseException |
         warnings.warn(f"a tracker could not end: {problem}", stacklevel=4)
 
 
-def _save_last(run: Run) -> None:
+def _save_last(run: Any) -> None:
     """Stores the end of the run if that is missing: after a full disk at the last epoch, or with a user's own loop."""
     if run.saved_step != run.step:
         try:
@@ -58,7 +55,7 @@ def _save_last(run: Run) -> None:
         run.warn("The loop did not call run.end_step(), so the stored run counts no steps and resuming repeats them.")
 
 
-def _save_last_complete_step(run: Run) -> None:
+def _save_last_complete_step(run: Any) -> None:
     """After an error: stores the step before, if the run can be taken back to it."""
     step, _, epoch_began = run.boundary.counts
     if step in (run.saved_step, run.began_at, epoch_began) or not run.boundary.restore():

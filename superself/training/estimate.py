@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,11 +14,8 @@ from superself.training.metrics import Metrics
 from superself.training.out_of_memory import explain_out_of_memory
 from superself.training.trackers.progress import duration
 
-if TYPE_CHECKING:
-    from superself.training.run import Run
 
-
-def describe_plan(run: Run, kept: Any) -> str:
+def describe_plan(run: Any, kept: Any) -> str:
     """What is about to run, in one line.
 
     Args:
@@ -39,7 +36,7 @@ def describe_plan(run: Run, kept: Any) -> str:
     return plan
 
 
-def estimate_seconds(run: Run) -> float | None:
+def estimate_seconds(run: Any) -> float | None:
     """How long the rest of the run will take, measured on a forward and backward pass; restores all state.
 
     Returns:

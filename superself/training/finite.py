@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,7 @@ from torch.optim import Optimizer
 
 from superself.basics.distributed import mean, world_size
 from superself.basics.random import seed_everything
-from superself.training.run_state import load_run_state
-
-if TYPE_CHECKING:
-    from superself.training.run import Run
+from superself.training.stored_state import load_run_state
 
 SKIPS_IN_A_ROW = 20  # skipped steps after which a run stops
 SKIPPED_SHARE = 0.1  # of the steps of an epoch
@@ -33,7 +30,7 @@ class NonFiniteGuard:
         run: that is guarded.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Any) -> None:
         self.run, self.policy = run, run.settings.on_nan
         self.skipped_steps = 0  # in this epoch
         self.rollbacks = 0

@@ -31,8 +31,8 @@ from superself.training.intervals import parse_duration
 from superself.training.metrics import Metrics
 from superself.training.out_of_memory import explain_out_of_memory
 from superself.training.precision import autocast, choose_precision
-from superself.training.run_state import all_random_state, load_run_state, run_state, set_all_random_state
 from superself.training.settings import Settings
+from superself.training.stored_state import all_random_state, load_run_state, run_state, set_all_random_state
 from superself.training.trackers import Record, Tracker
 
 REFRESH_SECONDS = 0.3  # how often trackers see a step; on an accelerator the only time the loss is fetched

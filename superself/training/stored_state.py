@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from superself.basics.random import random_state, set_random_state
 from superself.training.checkpoint import plain_dicts
 
-if TYPE_CHECKING:
-    from superself.training.run import Run
 
-
-def run_state(run: Run) -> dict[str, Any]:
+def run_state(run: Any) -> dict[str, Any]:
     """The whole content of NAME.pt: the supervisor, the run, and the random state, as tensors and plain values."""
     states = run.tracker_states or [tracker.state_dict() for tracker in run.trackers]
     return {
@@ -31,7 +28,7 @@ def run_state(run: Run) -> dict[str, Any]:
     }
 
 
-def load_run_state(run: Run, stored: dict[str, Any]) -> None:
+def load_run_state(run: Any, stored: dict[str, Any]) -> None:
     """Continues from a stored state; the weights are loaded by the supervisor."""
     run.step, run.epoch, run.epoch_began = stored["step"], stored["epoch"], stored["epoch_began"]
     run.epoch_random = stored["epoch_random"]
@@ -52,13 +49,13 @@ def load_run_state(run: Run, stored: dict[str, Any]) -> None:
     set_all_random_state(run, stored["random"])
 
 
-def all_random_state(run: Run) -> dict[str, Any]:
+def all_random_state(run: Any) -> dict[str, Any]:
     """Of all random sources, and of the generator of a user's DataLoader."""
     state, own = random_state(run.supervisor.generator), getattr(run.loader, "generator", None)
     return state if own is None else {**state, "loader": own.get_state()}
 
 
-def set_all_random_state(run: Run, state: dict[str, Any]) -> None:
+def set_all_random_state(run: Any, state: dict[str, Any]) -> None:
     """Restores what ``all_random_state`` returned."""
     set_random_state(state, run.supervisor.generator)
     own = getattr(run.loader, "generator", None)
