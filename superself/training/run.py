@@ -319,23 +319,14 @@ class Run:
         self.guard.end_epoch()
         self.tracker_states = None
         self.boundary.leave()  # until the next epoch begins
-        self._save_epoch(row)
-        for tracker in self.trackers:
-            if not isinstance(tracker, Record):
-                tracker.epoch(row)
-
-    def _save_epoch(self, row: dict[str, Any]) -> None:
-        """Stores the end of an epoch: its row first, which a resumed run drops if the checkpoint was not written any more."""
-        self._start_record()
-        for tracker in self.trackers:
-            if isinstance(tracker, Record):
-                tracker.epoch(row)
         try:
             self.save()
         except OSError as error:  # a full disk: the last file is whole, and the next epoch tries again
             warnings.warn(
-                f"epoch {self.epoch} could not be saved ({error}); free some space, training continues.", stacklevel=4
+                f"epoch {self.epoch} could not be saved ({error}); free some space, training continues.", stacklevel=3
             )
+        for tracker in self.trackers:
+            tracker.epoch(row)
 
     def summary(self) -> dict[str, Any]:
         """The means of the epoch so far as a row of plain numbers; fetches them from the device."""
