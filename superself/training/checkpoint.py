@@ -16,7 +16,7 @@ RUN_FILES = (".yaml", ".csv", ".skipped.txt", ".pt")  # of one run; archived in 
 
 def checkpoint_path(name: str | Path) -> Path:
     """The file of the run ``name``: "store/base" is stored in store/base.pt."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.name in ("", ".."):
         raise ValueError(f"name={str(name)!r} has no file name; pass a name such as 'store/base'.")
     return path if path.suffix == ".pt" else path.with_name(path.name + ".pt")

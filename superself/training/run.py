@@ -22,6 +22,7 @@ from superself.training.checkpoint import (
     require_plain,
     write_checkpoint,
 )
+from superself.training.checks import check_parts, check_tracker
 from superself.training.ending import end_trackers, store_end
 from superself.training.estimate import describe_plan
 from superself.training.finite import NonFiniteGuard, check_scalar
@@ -81,6 +82,9 @@ class Run:
         """Takes what ``_init_data_optimizer`` made, continues a stored run, and notifies the trackers."""
         self.loader, self.optimizer, self.lr_scheduler = loader, optimizer, lr_scheduler
         self.sampler = getattr(loader, "sampler", None)
+        check_parts(loader, optimizer, lr_scheduler)
+        for tracker in self.settings.trackers:
+            check_tracker(tracker)
         try:
             self.count_steps(loader)
         except TypeError as error:
@@ -314,7 +318,7 @@ class Run:
         self.epoch_began = self.step
         self.resumed_within_epoch = False
         for tracker in self.trackers:
-            row.update(tracker.measure(row))
+            row.update(tracker.measure(row) or {})
         self.metrics.clear()
         self.guard.end_epoch()
         self.tracker_states = None

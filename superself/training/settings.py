@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -178,7 +179,7 @@ class Settings:
 
 def _run_name(name: Any) -> str:
     """The name of a run without the extension of its checkpoint."""
-    path = Path(name).expanduser() if isinstance(name, (str, Path)) else Path()
+    path = Path(os.path.expanduser(name)) if isinstance(name, (str, Path)) else Path()  # "~name" of no user stays
     path = path.with_suffix("") if path.suffix == ".pt" else path
     if path.name in ("", ".", ".."):
         raise TypeError(f"name={name!r} must be a path without an extension, for example 'store/base'.")
