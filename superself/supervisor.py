@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from superself.basics.declaration import reject_unknown
 from superself.basics.distributed import rank, world_size
+from superself.basics.output import prepare_standard_streams
 from superself.basics.random import seed_everything
 from superself.buildable import Buildable
 from superself.data import Batch, BatchLoader, EpochSampler
@@ -23,6 +24,7 @@ from superself.training import (
     Progress,
     Record,
     Run,
+    RunLock,
     Schedule,
     Settings,
     Tracker,
@@ -153,6 +155,8 @@ class Supervisor(Buildable):
             trackers: further observers of the run; see ``superself.training.Tracker``.
         Raises:
             TypeError, ValueError: before the first step, if an argument or the data cannot be used.
+            OSError: before the first step, if NAME.pt cannot be written, for example for lack of space.
+            RuntimeError: before the first step, if another process trains the run of this name.
             FloatingPointError: if the loss is no longer finite; on the CPU before that step, on an accelerator within
                 a second. If weights are no longer finite; before they would be stored. The last good file stays.
             KeyboardInterrupt, SystemExit: after a signal, once the step is complete and the run is stored.
@@ -164,7 +168,13 @@ class Supervisor(Buildable):
             micro_batch, clip, average, on_nan, save_every, compile, progress, trackers,
         )  # fmt: skip
         settings.check_data(len(self.images) if self.has_data else 0)
+        prepare_standard_streams()
         require_writable(settings.name)
+        with RunLock(settings.name):
+            self._run_with(settings)
+        return self
+
+    def _run_with(self, settings: Settings) -> None:
         stored = load_run(self, settings.name, settings) if settings.continues else None
         self._require_model()
         self.run = Run(self, settings)
@@ -172,7 +182,7 @@ class Supervisor(Buildable):
         seed_everything(self.seed, self.generator)
         self.generator.manual_seed(self.seed + rank())  # different views in each process
         if stored is None:
-            self._load_pretrained(settings.name, pretrained)
+            self._load_pretrained(settings.name, settings.pretrained)
         train_loader, optimizer, lr_scheduler = self._init_data_optimizer(
             settings.optimizer,
             settings.batch_size,
@@ -180,13 +190,12 @@ class Supervisor(Buildable):
             settings.num_workers,
             self.collate_fn,
             settings.lr,
-            lr_scheduler,
+            settings.lr_scheduler,
         )
         self.run.open(train_loader, optimizer, lr_scheduler, stored)
         with self.run:
             self._pristine = False
             self._epochs(settings.epochs, train_loader, optimizer, lr_scheduler)
-        return self
 
     # ---- the five hooks of users -------------------------------------------------------------------------------------
 

@@ -5,12 +5,13 @@ from superself.training.checkpoint import (
     dataset_state_keys,
     read_checkpoint,
     require_fit,
-    require_writable,
     write_checkpoint,
 )
 from superself.training.describe import describe_value, to_plain, versions
+from superself.training.files import require_space, require_writable
 from superself.training.interrupt import FinishStepOnSignal
 from superself.training.lars import LARS
+from superself.training.lock import RunLock
 from superself.training.metrics import Metrics
 from superself.training.optimizers import GroupRule, can_fuse, check_optimizer, make_optimizer, parameter_groups
 from superself.training.precision import autocast, check_precision, choose_precision
@@ -37,6 +38,7 @@ __all__ = [
     "Progress",
     "Record",
     "Run",
+    "RunLock",
     "Schedule",
     "Settings",
     "Tracker",
@@ -59,6 +61,7 @@ __all__ = [
     "parameter_groups",
     "read_checkpoint",
     "require_fit",
+    "require_space",
     "scheduled",
     "to_plain",
     "versions",

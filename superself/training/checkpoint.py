@@ -1,55 +1,25 @@
-"""One file per run with tensors and plain values only, written completely or not at all."""
+"""One file per run with tensors and plain values only, written completely or not at all, and read only if it is intact."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import tempfile
+import pickle
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-RUN_FILES = (".yaml", ".csv", ".skipped.txt", ".pt")  # of one run; archived in this order
+from superself.training.files import RUN_FILES, checkpoint_path, replacing, run_path, unwritable
+from superself.version import __version__
 
-
-def checkpoint_path(name: str | Path) -> Path:
-    """The file of the run ``name``: "store/base" is stored in store/base.pt."""
-    path = Path(os.path.expanduser(name))
-    if path.name in ("", ".."):
-        raise ValueError(f"name={str(name)!r} has no file name; pass a name such as 'store/base'.")
-    return path if path.suffix == ".pt" else path.with_name(path.name + ".pt")
-
-
-def require_writable(name: str | Path) -> Path:
-    """Creates the folder of the run ``name`` and returns the path of its checkpoint; run it before any training.
-
-    Raises:
-        IsADirectoryError: if the path is a folder.
-        OSError: if its folder cannot be created, or nothing can be written there.
-    """
-    path = checkpoint_path(name)
-    if path.is_dir():
-        raise IsADirectoryError(
-            f"Cannot write the checkpoint {path}: it is a folder; remove it, or pass another name=."
-        )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # a FileExistsError where a part of the path is a file
-        raise _unwritable(path, error) from error
-    if not os.access(path.parent, os.W_OK):
-        raise _unwritable(path, PermissionError(f"no permission to write in the folder {path.parent}"))
-    return path
-
-
-def _unwritable(path: Path, error: Exception) -> OSError:
-    """An error of the same class, or an OSError, that names the checkpoint and what to do."""
-    kind = type(error) if isinstance(error, OSError) else OSError
-    reason = getattr(error, "strerror", None) or error
-    return kind(
-        f"Cannot write the checkpoint {path}: {reason}; pass a name= in a folder with write permission and free space."
-    )
+FOLDER = 0x10  # flag of an entry of a zip file
+RESTORE = "restore a copy of it, or load another run"
+FORMAT = 1  # of the content of a file; a higher number where older versions would misread it
 
 
 def write_checkpoint(name: str | Path, state: dict[str, Any]) -> Path:
@@ -60,27 +30,59 @@ def write_checkpoint(name: str | Path, state: dict[str, Any]) -> Path:
         state: nested dicts, lists and tuples of tensors, numbers, strings, booleans and None.
     Raises:
         TypeError: if ``state`` has a value that could not be read back safely; nothing is written.
+        FloatingPointError: if a weight in ``state["model"]`` is not finite; nothing is written.
         OSError: if the file cannot be written; the previous file is kept.
     """
     require_plain(state, "state")
-    path = require_writable(name)
-    temporary = None
+    path = checkpoint_path(name)
+    broken = first_nonfinite(_expected_finite(state))
+    if broken is not None:
+        kept = f"{path} keeps what was stored before" if path.is_file() else "nothing has been stored"
+        raise FloatingPointError(
+            f"{broken} is not finite, so the run cannot be stored: {kept}. Training has diverged: try a lower lr, or clip=."
+        )
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp creates files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-        if isinstance(error, (OSError, RuntimeError)):  # torch reports a full disk as a RuntimeError of its zip writer
-            raise _unwritable(path, error) from error
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, sync=True) as file:
+            torch.save({"format": FORMAT, **state}, file)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
+        raise unwritable(path, error) from error
     return path
+
+
+def first_nonfinite(tensors: dict[str, Tensor]) -> str | None:
+    """The name of the first tensor with a value that is NaN or infinite, or None."""
+    return next((name for name, tensor in tensors.items() if not _is_finite(tensor)), None)
+
+
+def _expected_finite(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights and buffers, without buffers that hold infinities on purpose, such as masks."""
+    infinite = state.get("guard", {}).get("infinite", ())
+    return {name: value for name, value in state.get("model", {}).items() if name not in infinite}
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
+        return True
+    if tensor.dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        tensor = torch.stack(tensor.detach().aminmax())  # NaN if one is; ten times as fast as asking every value
+    return bool(tensor.isfinite().all())
+
+
+def expected_bytes(state: dict[str, Any], optimizer: Optimizer) -> int:
+    """How large the file of ``state`` will be, with what an optimizer that has not made a step will keep of each parameter."""
+    total = sum(tensor.nbytes for tensor in _tensors(state))
+    for group in () if optimizer.state else optimizer.param_groups:
+        kept = 2 if "betas" in group else 1 if group.get("momentum") else 0  # moments per parameter
+        total += kept * sum(parameter.nbytes for parameter in group["params"])
+    return total
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
 
 
 def archived_path(name: str | Path) -> Path | None:
@@ -88,10 +90,16 @@ def archived_path(name: str | Path) -> Path | None:
     path = checkpoint_path(name)
     if not path.is_file():
         return None
-    run, number = path.with_suffix(""), 1
-    while any(Path(f"{run}.{number}{ending}").exists() for ending in RUN_FILES):
+    number = 1
+    while not _is_free(path, number):
         number += 1
-    return Path(f"{run}.{number}.pt")
+    return run_path(path, f".{number}.pt")
+
+
+def _is_free(path: Path, number: int) -> bool:
+    """Whether no file would be overwritten. An archive that was interrupted has moved some files, and is completed."""
+    exists = {ending: os.path.lexists(run_path(path, f".{number}{ending}")) for ending in RUN_FILES}
+    return not exists[".pt"] and not any(exists[e] and os.path.lexists(run_path(path, e)) for e in RUN_FILES)
 
 
 def archive(name: str | Path) -> Path | None:
@@ -105,9 +113,9 @@ def archive(name: str | Path) -> Path | None:
     path, target = checkpoint_path(name), archived_path(name)
     if target is None:
         return None
-    for ending in RUN_FILES:  # the checkpoint last: if this is interrupted, no file of the run can be overwritten
+    for ending in RUN_FILES:  # the checkpoint last: if this is interrupted, the next call completes it
         with contextlib.suppress(FileNotFoundError):
-            os.rename(f"{path.with_suffix('')}{ending}", f"{target.with_suffix('')}{ending}")
+            os.rename(run_path(path, ending), run_path(target, ending))
     return target
 
 
@@ -116,7 +124,7 @@ def read_checkpoint(name: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file; lists the runs in its folder.
-        ValueError: if the file is not a checkpoint of this package.
+        ValueError: if the file is not a checkpoint of this package and format, is damaged, or has weights that are not finite.
     """
     path = checkpoint_path(name)
     if not path.is_file():
@@ -126,15 +134,86 @@ def read_checkpoint(name: str | Path) -> dict[str, Any]:
             f"pass the name that was given to supervise(name=...)."
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
+        with path.open("rb") as file:  # read as one file, even if a run replaces it meanwhile
+            _require_intact(file)
+            file.seek(0)
+            state = _load_plain(file)
+    except _Damaged as error:
+        raise ValueError(f"{path} is not a readable checkpoint: {error}; {RESTORE}.") from None
+    except pickle.UnpicklingError:  # without torch's message, which advises to turn off its safety
         raise ValueError(
-            f"{path} is not a readable checkpoint ({reason}); pass a file that supervise() wrote."
-        ) from error
-    if not isinstance(state, dict) or not {"algorithm", "model"} <= state.keys():
-        raise ValueError(f"{path} is not a checkpoint of superself; pass a file that supervise() wrote.")
+            f"{path} holds other objects than tensors and plain values, which are not loaded because they could run any code; "
+            "pass a file that supervise() wrote."
+        ) from None
+    _require_format(path, state)
+    broken = first_nonfinite(_expected_finite(state))
+    if broken is not None:
+        raise ValueError(
+            f"{path} holds weights that are not finite, first in {broken}: that run had diverged; load an earlier one."
+        )
     return state
+
+
+class _Damaged(Exception):
+    """What is wrong with the bytes of a file."""
+
+
+def _load_plain(file: BinaryIO) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever torch makes of a zip file of other content
+        raise _Damaged(str(error).strip().partition("\n")[0] or type(error).__name__) from error
+
+
+def _require_intact(file: BinaryIO) -> None:
+    """Raises ``_Damaged`` unless every entry is stored as it is, fits into the file and has the stored checksum.
+
+    torch neither compares checksums nor limits what a compressed entry expands to.
+    """
+    size = os.fstat(file.fileno()).st_size
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            compressed = [e for e in entries if e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size]
+            folders = [
+                e for e in entries if e.external_attr & FOLDER
+            ]  # torch would leave their memory as it happens to be
+            total = sum(entry.file_size for entry in entries)
+            if not compressed and not folders and total <= size and not archive.comment:
+                broken = archive.testzip()
+    except Exception as error:  # whatever zipfile makes of such bytes
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # the disk; EINVAL: an entry at a negative place
+            raise
+        raise _Damaged(f"its {size} bytes are not those of a complete file ({error})") from error
+    if compressed:
+        raise _Damaged("it has compressed entries, which supervise() does not write")
+    if folders:
+        raise _Damaged(f"its part {folders[0].filename!r} is marked as a folder")
+    if total > size or archive.comment:
+        raise _Damaged(f"its entries take {total} bytes and the file has {size}, or something was appended to it")
+    if broken is not None:
+        raise _Damaged(f"its part {broken!r} has changed since it was written (another checksum)")
+
+
+def _require_format(path: Path, state: Any) -> None:
+    """Raises a ValueError unless ``state`` is what this version writes."""
+    is_ours = isinstance(state, dict) and isinstance(state.get("model"), dict) and "algorithm" in state
+    found = state.get("format") if isinstance(state, dict) else None
+    if not is_ours and found is None:
+        raise ValueError(f"{path} is not a checkpoint of superself; pass a file that supervise() wrote.")
+    if found != FORMAT:
+        versions = state.get("versions")
+        writer = versions.get("superself", "unknown") if isinstance(versions, dict) else "unknown"
+        has = "has no format number" if found is None else f"has format {found!r}"
+        newer = isinstance(found, int) and found > FORMAT
+        remedy = "upgrade superself" if newer else "load it with that version, or train again"
+        raise ValueError(
+            f"{path} {has} (written by superself {writer}), and superself {__version__} reads format {FORMAT}; {remedy}."
+        )
+    if not is_ours or not all(isinstance(tensor, Tensor) for tensor in state["model"].values()):
+        raise ValueError(f"{path} lacks the weights of a model; pass a file that supervise() wrote.")
 
 
 def plain_dicts(value: Any) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from superself.training.trackers.tracker import end_all
+
 
 def store_end(run: Any, error: BaseException | None) -> BaseException | None:
     """Stores what is not stored yet.
@@ -28,17 +30,9 @@ def store_end(run: Any, error: BaseException | None) -> BaseException | None:
 def end_trackers(run: Any, error: BaseException | None, failure: BaseException | None) -> None:
     """Tells every tracker how the run ended; what fails here is raised only if nothing failed before."""
     interrupted = run.signals.received is not None or isinstance(error, (KeyboardInterrupt, SystemExit))
-    failed = "stopped by an error" if error is not None or failure is not None else "finished"
-    problems = []
-    for tracker in run.trackers:
-        try:
-            tracker.end("interrupted" if interrupted else failed)
-        except Exception as problem:
-            problems.append(problem)
-    if problems and error is None and failure is None:
-        raise problems[0]
-    for problem in problems:
-        warnings.warn(f"a tracker could not end: {problem}", stacklevel=4)
+    failed = error is not None or failure is not None
+    state = "interrupted" if interrupted else "stopped by an error" if failed else "finished"
+    end_all(run.trackers, state, run_failed=failed)
 
 
 def _save_last(run: Any) -> None:

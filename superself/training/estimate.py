@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from superself.basics.random import preserve_random_state
-from superself.training.checkpoint import checkpoint_path
+from superself.training.files import checkpoint_path
 from superself.training.finite import check_scalar
 from superself.training.metrics import Metrics
 from superself.training.out_of_memory import explain_out_of_memory

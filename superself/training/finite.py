@@ -140,11 +140,15 @@ class NonFiniteGuard:
             f"(rollback {self.rollbacks} of at most {ROLLBACKS}). Learning rate and data are unchanged."
         )
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """What a resumed run has to know."""
-        return {"skipped_steps": self.skipped_steps, "rollbacks": self.rollbacks}
+        return {
+            "skipped_steps": self.skipped_steps,
+            "rollbacks": self.rollbacks,
+            "infinite": sorted(self._allowed),  # may be stored
+        }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from ``state_dict``."""
         self.skipped_steps, self.rollbacks = state.get("skipped_steps", 0), state.get("rollbacks", 0)
 

@@ -15,16 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from superself.basics.output import print_line
 from superself.training.boundary import StepBoundary
-from superself.training.checkpoint import (
-    archive,
-    archived_path,
-    require_plain,
-    write_checkpoint,
-)
+from superself.training.checkpoint import archive, archived_path, expected_bytes, require_plain, write_checkpoint
 from superself.training.checks import check_parts, check_tracker
 from superself.training.ending import end_trackers, store_end
 from superself.training.estimate import describe_plan
+from superself.training.files import checkpoint_path, require_space
 from superself.training.finite import NonFiniteGuard, check_scalar
 from superself.training.gradients import GradientWatch
 from superself.training.interrupt import FinishStepOnSignal
@@ -107,7 +104,10 @@ class Run:
             "resumed_at_step": self.step,
             "plan": describe_plan(self, kept),
         }
-        require_plain(run_state(self))
+        state = run_state(self)
+        require_plain(state)
+        replaces = kept is None and checkpoint_path(self.name).is_file()
+        require_space(self.name, expected_bytes(state, optimizer), copies=1 if replaces else 2)
         self.began_at = self.step
         for tracker in self.trackers:
             if not isinstance(tracker, Record):
@@ -166,9 +166,8 @@ class Run:
     def print(self, text: str) -> None:
         """Prints a line where there is a progress line."""
         if self.settings.progress:
-            # A closed output, or a signal in the middle of another print.
-            with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
-                print(text, flush=True)
+            with contextlib.suppress(RuntimeError):  # a signal in the middle of another print
+                print_line(text)
 
     # ---- the loop calls these ----------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Any
 import colorama
 from tqdm import tqdm
 
+from superself.basics.output import BROKEN_OUTPUT, is_terminal, print_line
 from superself.training.metrics import RESERVED
 from superself.training.trackers.tracker import Tracker
 
@@ -23,7 +24,7 @@ class Progress(Tracker):
     """Prints what is about to run, then one line per epoch, and in between the line of the epoch so far."""
 
     def __init__(self) -> None:
-        self.bar = sys.stderr is not None and sys.stderr.isatty()
+        self.bar = is_terminal(sys.stderr)
         self._line: tqdm | None = None
         if self.bar:
             colorama.just_fix_windows_console()
@@ -45,6 +46,12 @@ class Progress(Tracker):
                 done = row["step"] / self.steps
                 self._print(self.text(row, done=f" {done:.0%}"))
             return
+        try:
+            self._draw(row)
+        except BROKEN_OUTPUT:  # the terminal has gone
+            self._give_up_bar()
+
+    def _draw(self, row: dict[str, Any]) -> None:
         if self._line is None:
             form = "{desc}{bar:12} {postfix}"
             self._line = tqdm(total=self.steps, leave=False, file=sys.stderr, ncols=WIDTH, bar_format=form)
@@ -81,17 +88,26 @@ class Progress(Tracker):
         return " | ".join([*parts, *optional, *left])
 
     def _print(self, text: str) -> None:
-        """Prints a line above the bar; a closed or broken output must not end a run."""
-        try:
-            tqdm.write(text)
-            sys.stdout.flush()
-        except (OSError, ValueError, AttributeError):
-            self.bar = False
+        """Prints a line above the bar, which the next step draws again."""
+        if self._line is not None:
+            try:
+                self._line.clear()
+            except BROKEN_OUTPUT:
+                self._give_up_bar()
+        print_line(text)
 
     def _close(self) -> None:
         if self._line is not None:
-            self._line.close()
+            try:
+                self._line.close()
+            except BROKEN_OUTPUT:
+                self._give_up_bar()
             self._line = None
+
+    def _give_up_bar(self) -> None:
+        if self._line is not None:
+            self._line.disable = True  # or it fails again when it is deleted
+        self.bar, self._line = False, None
 
 
 def shown_values(row: dict[str, Any]) -> list[tuple[str, float]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ class Tracker:
     """Observes a run; removing it changes no weight. Override what you need, and pass it as ``trackers=[...]``.
 
     A row is a dictionary of plain numbers: epoch, step, loss, chance_loss, lr, images_per_second, waiting_share, seconds,
-    whatever the algorithm noted, and at the end of an epoch what was measured on the features.
+    whatever the algorithm noted, and at the end of an epoch what was measured on the features. An exception in a tracker ends
+    the run once it is stored.
     """
 
     def start(self, facts: dict[str, Any]) -> None:
@@ -41,3 +44,17 @@ class Tracker:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where ``state_dict`` left off."""
+
+
+def end_all(trackers: Iterable[Tracker], state: str, run_failed: bool) -> None:
+    """Calls ``end`` of every tracker, also if one fails; raises its error unless that of the run is the one to show."""
+    errors = []
+    for tracker in trackers:
+        try:
+            tracker.end(state)
+        except Exception as error:
+            errors.append(error)
+            if run_failed or len(errors) > 1:
+                warnings.warn(f"{type(tracker).__name__}.end() failed: {error!r}", stacklevel=3)
+    if errors and not run_failed:
+        raise errors[0]

@@ -1,3 +1,7 @@
+import errno
+import io
+import sys
+
 import pytest
 
 from superself.training import Progress
@@ -68,6 +72,48 @@ def test_something_is_printed_within_seconds_where_there_is_no_bar(capsys, monke
         if capsys.readouterr().out:
             printed.append(second)
     assert printed[0] <= 3 and 4 <= len(printed) <= 9  # the pause between two lines grows
+
+
+class BrokenTerminal(io.StringIO):
+    """A terminal that goes away after some writes."""
+
+    encoding = "utf-8"
+
+    def __init__(self, writes):
+        super().__init__()
+        self.left = writes
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        self.left -= 1
+        if self.left < 0:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")  # tqdm itself handles EIO
+        return super().write(text)
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2, 3, 5, 8])
+def test_a_bar_on_a_terminal_that_goes_away_is_given_up_and_lines_go_on(writes, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", BrokenTerminal(writes))
+    progress = started()
+    assert progress.bar
+    for step in range(4):
+        progress.step({**ROW, "step": step})
+    progress.epoch(ROW)
+    progress.warn("it looks wrong")
+    progress.end("finished")
+    assert not progress.bar or writes == 8
+    out = capsys.readouterr().out
+    assert "epoch 1/50 | loss 0.750" in out and "it looks wrong" in out
+
+
+def test_a_closed_or_missing_stderr_is_not_a_terminal(monkeypatch):
+    closed = io.StringIO()
+    closed.close()
+    for stream in (closed, None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert not started().bar
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (40, "40 s"), (720, "12 min"), (12600, "3.5 h")])
