@@ -22,6 +22,7 @@ from superself.networks import compilable_networks, describe, replicated
 from superself.state import load_run
 from superself.training import (
     GroupRule,
+    Parallel,
     Progress,
     Record,
     Run,
@@ -120,7 +121,7 @@ class Supervisor(Buildable):
         trackers: Sequence[Tracker] = (),
         **unknown: Any,
     ) -> Supervisor:
-        """Trains, and stores the run in NAME.pt after every epoch, at the end, and on Ctrl-C or SIGTERM.
+        """Trains, and stores the run in NAME.pt after every epoch, within epochs, at the end, and on Ctrl-C or SIGTERM.
 
         Args:
             lr: learning rate.
@@ -160,7 +161,8 @@ class Supervisor(Buildable):
             clip: largest norm of the gradient of all parameters together; None does not clip.
             average: fraction of a moving average of the weights that is kept at each step, for example 0.999;
                 ``get_backbone(averaged=True)`` returns it.
-            on_nan: when a loss or a gradient is not finite: "stop", "skip" the step, or "rollback" to the last stored state.
+            on_nan: when a loss or a gradient is not finite: "stop"; "skip" the step; or "rollback" to the last state of this
+                epoch, with other random numbers. Only "stop" does not wait for an accelerator at every step.
             save_every: time between two savings within an epoch: "30s", "5min", "1h", seconds, or None.
             compile: compile the networks (torch.compile); worth its minute in long runs.
             progress: False prints nothing.
@@ -170,7 +172,7 @@ class Supervisor(Buildable):
             OSError: before the first step, if NAME.pt cannot be written, for example for lack of space.
             RuntimeError: before the first step, if another process trains the run of this name.
             FloatingPointError: if the loss is no longer finite; on the CPU before that step, on an accelerator within
-                a second. The file of the last good epoch stays.
+                a second. If weights are no longer finite; before they would be stored. The last good file stays.
             KeyboardInterrupt, SystemExit: after a signal, once the step is complete and the run is stored.
         """
         reject_unknown(unknown, type(self).supervise)
@@ -259,6 +261,7 @@ class Supervisor(Buildable):
                 loss = run.forward(data)
                 if run.accepts(loss):
                     self._update(loss, optimizer, lr_scheduler)
+                if run.stepped:
                     self._after_step()
                 run.end_step(loss)
             run.end_epoch()

@@ -123,7 +123,10 @@ def test_there_is_one_epoch_loop():
     ]
     assert {name for name, _ in loops} == {"supervisor.py"}
     backward = [p.name for p in FILES if ".backward(" in p.read_text()]
-    assert sorted(backward) == ["run.py", "supervisor.py"]  # the step, and the pass that estimates how long a run takes
+    assert sorted(backward) == [
+        "estimate.py",
+        "supervisor.py",
+    ]  # the step, and the pass that estimates how long a run takes
 
 
 @pytest.mark.parametrize("hook", SIGNATURES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,22 +22,26 @@ def seed_everything(seed: int, generator: torch.Generator | None = None) -> None
     random.seed(seed)
 
 
-def random_state(generator: torch.Generator) -> dict[str, Any]:
-    """The state of all random sources used in training, as values that a checkpoint can contain.
+def random_sources(generator: torch.Generator) -> dict[str, Callable[[], Any]]:
+    """A function for each random source used in training, which returns its state as values that a checkpoint can contain.
 
     Args:
         generator: the generator of the run, from which views are drawn.
     """
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    state: dict[str, Any] = {
-        "run": generator.get_state(),
-        "torch": torch.get_rng_state(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
-        "python": random.getstate(),
+    sources: dict[str, Callable[[], Any]] = {
+        "run": generator.get_state,
+        "torch": torch.get_rng_state,
+        "numpy": _numpy_state,
+        "python": random.getstate,
     }
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
+        sources["cuda"] = torch.cuda.get_rng_state_all
+    return sources
+
+
+def random_state(generator: torch.Generator) -> dict[str, Any]:
+    """The states of all ``random_sources``."""
+    return {name: get() for name, get in random_sources(generator).items()}
 
 
 def set_random_state(state: dict[str, Any], generator: torch.Generator) -> None:
@@ -67,3 +71,8 @@ def preserve_random_state(seed: int | None = None, generator: torch.Generator | 
         yield
     finally:
         set_random_state(before, generator)
+
+
+def _numpy_state() -> tuple[Any, ...]:
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached

@@ -20,6 +20,7 @@ from superself.data.batch import Batch, stack_targets
 from superself.data.images import Images
 from superself.data.sampler import mix_entropy
 from superself.data.sources import available_cores
+from superself.training.interrupt import leave_signals_to_parent
 
 WORKER_TIMEOUT = 600  # seconds that a batch may take in a worker process
 POLL_SECONDS = 1  # how often a wait for a worker is interrupted to look for signals
@@ -77,6 +78,7 @@ class BatchLoader:
             timeout=min(POLL_SECONDS, self.timeout) if num_workers else 0,
             collate_fn=_identity,
             pin_memory=self._pin,
+            worker_init_fn=leave_signals_to_parent,
             generator=torch.Generator(),  # a separate one: loading leaves the random state of the run unchanged
             # Workers that draw random numbers are restarted each epoch, since they receive the epoch when they start.
             persistent_workers=num_workers > 0 and plain and images.paths is not None,

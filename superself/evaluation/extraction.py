@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -99,8 +100,13 @@ def collect_features(
     batch_size: int = 256,
     preprocessing: Preprocessing | None = None,
     device: torch.device | str | None = None,
+    batches: int | None = None,
 ) -> tuple[Features, Tensor]:
-    """``features`` with ``on_broken="nan"``, finite or not, and which images could be read (N,)."""
+    """``features`` with ``on_broken="nan"``, finite or not, and which images could be read (N,).
+
+    Args:
+        batches: how many of the first batches are read; None for all.
+    """
     preprocessing = preprocessing or getattr(backbone, "preprocessing", None)
     images = open_at_size(dataset, preprocessing and preprocessing.shape[1:])
     if len(images) == 0:
@@ -120,7 +126,7 @@ def collect_features(
         evaluation_mode(backbone),
         torch.autocast(device.type, enabled=False),
     ):
-        for batch in read_in_order(images, batch_size):
+        for batch in islice(read_in_order(images, batch_size), batches):
             output = pool_features(backbone(preprocessing(batch.images.to(device)))).float().cpu()  # (B, D)
             output[~batch.readable] = math.nan
             rows.append(output)

@@ -109,10 +109,15 @@ class FeatureMonitor:
             row["knn"] = self._knn(network, preprocessing)
         return row
 
-    def _knn(self, network: nn.Module, preprocessing: Preprocessing) -> float:
+    def rehearse(self, network: nn.Module, preprocessing: Preprocessing) -> None:
+        """Measures the kNN accuracy on a few images of the probe: what cannot work fails before the first step."""
+        if self.probe is not None:
+            self._knn(network, preprocessing, batch_size=32, batches=1)
+
+    def _knn(self, network: nn.Module, preprocessing: Preprocessing, **part: int) -> float:
         parts = []
         for images in self.probe:
-            found, readable = collect_features(network, images, preprocessing=preprocessing)
+            found, readable = collect_features(network, images, preprocessing=preprocessing, **part)
             if not found.features[readable].isfinite().all():
                 return math.nan
             parts.append(found.readable())
@@ -264,6 +269,7 @@ class MonitorTracker(Tracker):
         if images.shape[1:] != supervisor.view_shape:
             images = recipe(None, supervisor.view_shape[1:])(images)
         self.monitor = FeatureMonitor(images, settings.probe, settings.probe_every, self.run.autocast)
+        self.monitor.rehearse(supervisor.exported_backbone, supervisor.preprocessing)
         if self._state:
             self.monitor.load_state_dict(self._state)
         else:

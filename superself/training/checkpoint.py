@@ -35,7 +35,7 @@ def write_checkpoint(name: str | Path, state: dict[str, Any]) -> Path:
     """
     require_plain(state, "state")
     path = checkpoint_path(name)
-    broken = first_nonfinite(state.get("model", {}))
+    broken = first_nonfinite(_expected_finite(state))
     if broken is not None:
         kept = f"{path} keeps what was stored before" if path.is_file() else "nothing has been stored"
         raise FloatingPointError(
@@ -53,6 +53,12 @@ def write_checkpoint(name: str | Path, state: dict[str, Any]) -> Path:
 def first_nonfinite(tensors: dict[str, Tensor]) -> str | None:
     """The name of the first tensor with a value that is NaN or infinite, or None."""
     return next((name for name, tensor in tensors.items() if not _is_finite(tensor)), None)
+
+
+def _expected_finite(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights and buffers, without buffers that hold infinities on purpose, such as masks."""
+    infinite = state.get("guard", {}).get("infinite", ())
+    return {name: value for name, value in state.get("model", {}).items() if name not in infinite}
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -140,7 +146,7 @@ def read_checkpoint(name: str | Path) -> dict[str, Any]:
             "pass a file that supervise() wrote."
         ) from None
     _require_format(path, state)
-    broken = first_nonfinite(state["model"])
+    broken = first_nonfinite(_expected_finite(state))
     if broken is not None:
         raise ValueError(
             f"{path} holds weights that are not finite, first in {broken}: that run had diverged; load an earlier one."

@@ -18,7 +18,7 @@ REMEDY = "pass a name= in a folder with write permission and free space"
 
 def checkpoint_path(name: str | Path) -> Path:
     """The file of the run ``name``: "store/base" is stored in store/base.pt."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # "~name" of no user stays as it is
     if path.name in ("", ".."):
         raise ValueError(f"name={str(name)!r} has no file name; pass a name such as 'store/base'.")
     return path if path.suffix == ".pt" else path.with_name(path.name + ".pt")

@@ -18,6 +18,8 @@ RESERVED = (
     "seconds",
     "seconds_left",
     "knn",
+    "skipped_steps",
+    "rollbacks",
 )
 
 

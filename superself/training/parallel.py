@@ -42,6 +42,7 @@ class Parallel:
         self.world_size = distributed.get_world_size() if several else 1
         self.rank = distributed.get_rank() if several else 0
         self.stop: int | None = None  # the signal that all processes agreed to stop after
+        self._save = False  # whether a process asked to save in the last exchange
         self._next_exchange, self._last_exchange = 1, (0, time.perf_counter())
 
     @property
@@ -109,22 +110,29 @@ class Parallel:
         """Whether processes exchange after this step: at the same steps in all of them, about every EXCHANGE_SECONDS."""
         return step >= self._next_exchange if self.several else due_here
 
-    def exchange(self, step: int, received: int | None) -> None:
-        """Learns of signals that other processes received, and fixes the step of the next exchange."""
+    def exchange(self, step: int, received: int | None, save: bool = False) -> None:
+        """Learns of signals that other processes received, whether one wants to save, and fixes the next exchange."""
         if not self.several:
             return
         before, then = self._last_exchange
         self._last_exchange = step, time.perf_counter()
         seconds = max(time.perf_counter() - then, 1e-6) / max(step - before, 1)  # per step
-        shared = torch.tensor([received or 0, max(1, round(EXCHANGE_SECONDS / seconds))])
+        shared = torch.tensor([received or 0, max(1, round(EXCHANGE_SECONDS / seconds)), int(save)])
         distributed.all_reduce(shared, distributed.ReduceOp.MAX, group=_groups["control"])
-        signal, interval = shared.tolist()
-        self.stop = signal or None
+        signal, interval, save = shared.tolist()
+        self.stop, self._save = signal or None, bool(save)
         self._next_exchange = step + interval
 
     def stops(self, received: int | None) -> int | None:
         """The signal to stop after: ``received`` in a single process, otherwise what the last exchange agreed on."""
         return self.stop if self.several else received
+
+    def saves(self, save: bool) -> bool:
+        """Whether to store the run now: ``save`` in a single process, otherwise once after an exchange in which one asked."""
+        if not self.several:
+            return save
+        agreed, self._save = self._save, False
+        return agreed
 
     # ---- work of process 0 -------------------------------------------------------------------------------------------
 

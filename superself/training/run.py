@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
+import signal
 import time
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from superself.basics.output import print_line
-from superself.basics.random import preserve_random_state, random_state, set_random_state
-from superself.training.checkpoint import (
-    archive,
-    archived_path,
-    checkpoint_path,
-    expected_bytes,
-    plain_dicts,
-    require_plain,
-    write_checkpoint,
-)
-from superself.training.files import require_space
+from superself.networks.batch_norm import average_running_statistics, restore_batch_norm, synchronize_batch_norm
+from superself.training.boundary import StepBoundary
+from superself.training.checkpoint import archive, archived_path, expected_bytes, require_plain, write_checkpoint
+from superself.training.checks import check_parts, check_tracker
+from superself.training.ending import end_trackers, store_end
+from superself.training.estimate import describe_plan
+from superself.training.files import checkpoint_path, require_space
+from superself.training.finite import NonFiniteGuard, check_scalar
+from superself.training.gradient_watch import GradientWatch
 from superself.training.interrupt import FinishStepOnSignal
+from superself.training.intervals import parse_duration
 from superself.training.metrics import Metrics
+from superself.training.out_of_memory import explain_out_of_memory
 from superself.training.parallel import Parallel
 from superself.training.precision import autocast, choose_precision
 from superself.training.settings import Settings
 from superself.training.step import TrainingStep
+from superself.training.stored_state import all_random_state, load_run_state, run_state, set_all_random_state
 from superself.training.trackers import Record, Tracker
-from superself.training.trackers.progress import duration
-from superself.training.trackers.tracker import end_all
 
 REFRESH_SECONDS = 0.3  # how often trackers see a step; on an accelerator the only time the loss is fetched
 
@@ -49,20 +49,32 @@ class Run:
     """
 
     def __init__(self, supervisor: Any, settings: Settings, parallel: Parallel | None = None) -> None:
+        if supervisor.run is not None and supervisor.run.is_active:
+            raise RuntimeError(
+                f"supervise() was called within a run of the same supervisor ({supervisor.run.name}); wait until it ends, or "
+                "train another supervisor."
+            )
         self.supervisor, self.settings, self.name = supervisor, settings, str(settings.name)
         self.parallel = parallel or Parallel(supervisor.device)
         self.module: nn.Module = supervisor  # what the loop calls; a wrapper for several processes goes around it
         self.step = self.epoch = self.steps_per_epoch = self.total_steps = 0
         self.epoch_began = 0  # the step at which this epoch began
-        self.metrics, self.signals = Metrics(), FinishStepOnSignal()
+        self.metrics, self.signals = Metrics(), FinishStepOnSignal(self._announce if settings.progress else None)
+        self.guard, self.boundary = NonFiniteGuard(self), StepBoundary(self)
+        self.is_active = False  # within ``with run``
+        self.stepped = False  # whether the last step was taken, rather than skipped
+        self._has_stepped = False  # whether the optimizer ever was
         self.trackers: list[Tracker] = []
         self.identity: dict[str, Any] | None = None  # what determines this run, from its first step on
         self.saved_step: int | None = None  # of the file that this run wrote last
         self.resumed_within_epoch = False
-        self._no_gradient, self._hooks = "", []
-        self._began_at = 0  # the step that this call of supervise() starts from
-        self._continues = self._recording = False  # whether there is a file to resume; whether NAME belongs to this run
-        self._epoch_random: dict[str, Any] | None = None  # before this epoch, where a user's loader draws the order
+        self._watch: GradientWatch | None = None  # during the first step
+        self.tracker_states: list[dict[str, Any]] | None = None  # before they measure the end of an epoch
+        self._save_every = parse_duration("save_every", settings.save_every) or math.inf  # seconds
+        self._save_at = math.inf
+        self.began_at = 0  # the step that this call of supervise() starts from
+        self.continues = self._recording = False  # whether there is a file to resume; whether NAME belongs to this run
+        self.epoch_random: dict[str, Any] | None = None  # before this epoch, where a user's loader draws the order
         self._began, self._waited, self._images, self._steps_timed, self._drawn = 0.0, 0.0, 0, 0, 0.0
         device = supervisor.device
         self.precision = choose_precision(settings.precision, device, supervisor)
@@ -75,9 +87,12 @@ class Run:
         """Takes what ``_init_data_optimizer`` made, continues a stored run, and notifies the trackers."""
         self.loader, self.optimizer, self.lr_scheduler = loader, optimizer, lr_scheduler
         self.sampler = getattr(loader, "sampler", None)
+        check_parts(loader, optimizer, lr_scheduler)
         self.training_step.open(optimizer)
+        for tracker in self.settings.trackers:
+            check_tracker(tracker)
         try:
-            self._count_steps(loader)
+            self.count_steps(loader)
         except TypeError as error:
             raise TypeError(
                 f"the loader is a {type(loader).__name__}, which has no len(), so the number of steps is unknown; return one "
@@ -87,10 +102,10 @@ class Run:
         self.chance_loss = None if chance is None else float(chance)  # may be measured on the data, so only once
         self.trackers = [*self.supervisor._trackers(), *self.settings.trackers] if self.parallel.is_first else []
         if stored is not None:
-            self._load_state(stored)
-        self._continues = stored is not None
+            load_run_state(self, stored)
+        self.continues = stored is not None
         self._join_processes()
-        kept = None if self._continues or self.settings.overwrite else archived_path(self.name)
+        kept = None if self.continues or self.settings.overwrite else archived_path(self.name)
         self.facts = self.supervisor._facts() | {
             "settings": self.settings.describe(),
             "precision": self.precision,
@@ -98,14 +113,15 @@ class Run:
             "steps_per_epoch": self.steps_per_epoch,
             "resumed_at_step": self.step,
             "processes": self.parallel.world_size,
-            "plan": self._plan(kept),
+            "plan": describe_plan(self, kept),
         }
-        state = self._state()
+        state = run_state(self)
         require_plain(state)
         replaces = kept is None and checkpoint_path(self.name).is_file()
-        require_space(self.name, expected_bytes(state, optimizer), copies=1 if replaces else 2)
-        self._began_at = self.step
+        self.began_at = self.step
         with self.parallel.solo(self.supervisor):
+            if self.parallel.is_first:
+                require_space(self.name, expected_bytes(state, optimizer), copies=1 if replaces else 2)
             for tracker in self.trackers:
                 if not isinstance(tracker, Record):
                     tracker.start({**self.facts, "run": self})
@@ -119,6 +135,8 @@ class Run:
         parallel.require_equal("the data set (images, fingerprint)", (len(images), images.fingerprint))
         parallel.require_equal("the number of steps per epoch", self.steps_per_epoch)
         supervisor.preprocessing = parallel.broadcast(supervisor.preprocessing)
+        if self.settings.sync_batchnorm:
+            synchronize_batch_norm(supervisor)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.module = parallel.wrap(supervisor, trained, supervisor.skips_parameters)
 
@@ -127,223 +145,217 @@ class Run:
         if self._recording:
             return
         self._recording = True
-        if self.parallel.is_first and not (self._continues or self.settings.overwrite):
+        if self.parallel.is_first and not (self.continues or self.settings.overwrite):
             archive(self.name)
         for tracker in self.trackers:
             if isinstance(tracker, Record):
                 tracker.start({**self.facts, "run": self})
 
-    def _count_steps(self, loader: Any) -> None:
+    def count_steps(self, loader: Any) -> None:
+        """Sets the number of steps of an epoch and of the run."""
         self.steps_per_epoch = len(loader)
         self.total_steps = self.epoch_began + self.steps_per_epoch * max(0, self.settings.epochs - self.epoch)
 
     def __enter__(self) -> Run:
         self.signals.__enter__()
-        self._watch_gradients()
-        self._watch_optimizer()
+        self._watch = GradientWatch(self.supervisor)
+        self._step_hook = register_optimizer_step_pre_hook(self._before_optimizer_step)
+        self._parameters = {id(parameter) for parameter in self.supervisor.parameters()}
+        self.guard.start()
+        self._save_at = time.perf_counter() + self._save_every
+        self.is_active = True
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        self._remove_hooks()
-        self.training_step.close()
-        self.module = self.supervisor
-        interrupted = self.signals.received is not None or (
-            kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit))
-        )
         try:
-            if kind is None and self.saved_step != self.step:  # a full disk at the last epoch, or a user's own loop
-                self.save()
-            if kind is None and self.step == self._began_at < self.total_steps:
-                self.warn(
-                    "The loop did not call run.end_step(), so the stored run counts no steps and resuming repeats them."
-                )
+            failure = store_end(self, error)
         finally:
+            self.is_active = False
+            self._remove_hooks()
+            self.module = restore_batch_norm(self.supervisor)
             self.signals.__exit__(kind, error, traceback)
-            state = "interrupted" if interrupted else "finished" if kind is None else "stopped by an error"
-            end_all(self.trackers, state, run_failed=kind is not None)
-        if kind is None:
-            self.signals.leave()  # a signal that came after the last step
-
-    def _watch_gradients(self) -> None:
-        """Notes whether the first step brings the backbone a gradient; ``end_step`` reports it."""
-        parameters = list(self.supervisor.exported_backbone.parameters())
-        trainable = [p for p in parameters if p.requires_grad]
-        self._gradient_seen, self._hooks = False, []
-        self._no_gradient = ""
-        if not self.supervisor.trains_backbone:
-            return
-        if not parameters:
-            self._no_gradient = "it has no parameters"
-        elif not trainable:
-            self._no_gradient = "all of its parameters are frozen; call backbone.requires_grad_(True)"
-        else:
-            self._no_gradient = (
-                "it is detached from the loss; look for detach(), no_grad() or another network in _forward"
-            )
-
-        def note(gradient: Tensor) -> None:
-            self._gradient_seen = True
-
-        self._hooks = [p.register_hook(note) for p in trainable]
-
-    def _watch_optimizer(self) -> None:
-        """Notes whether the optimizer ever steps; ``end_epoch`` reports it."""
-        self._has_stepped = not hasattr(self.optimizer, "register_step_post_hook")
-        if self._has_stepped:  # not one of torch's
-            return
-
-        def note(*_: Any) -> None:
-            self._has_stepped = True
-            handle.remove()
-
-        handle = self.optimizer.register_step_post_hook(note)
-
-    def _report_gradients(self) -> None:
-        if self._no_gradient and not self._gradient_seen:
-            self.warn(f"Training does not change the backbone: {self._no_gradient}.")
-        self._remove_hooks()
+        end_trackers(self, error, failure)
+        if failure is not None and error is None:
+            raise failure
+        if error is None or (isinstance(error, Exception) and self.signals.received is not None):
+            self.signals.leave()  # a signal that came after the last step, or made something fail
+        explained = explain_out_of_memory(error, self.supervisor)
+        if explained is not None:
+            raise explained from error
 
     def _remove_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._no_gradient = [], ""
+        self.training_step.close()
+        self._step_hook.remove()
+        if self._watch is not None:
+            self._watch.remove()
 
-    def _plan(self, kept: Any) -> str:
-        epochs = f"{self.settings.epochs} epoch{'s' * (self.settings.epochs > 1)}"
-        plan = f"{epochs} of {self.steps_per_epoch} steps, stored as {checkpoint_path(self.name)}"
-        plan += self.training_step.describe()
-        if self.step:
-            plan += f", resumed after step {self.step}"
-        if self.step and self.step >= self.total_steps:
-            plan += "; this run is already finished, pass a larger epochs= to continue it"
-        if kept is not None:
-            plan += f"; the run that was there is kept as {kept} (resume=True would continue it)"
-        if self.parallel.agree(self.settings.progress and self.step < self.total_steps):
-            seconds = self._estimate_seconds()
-            plan += "" if seconds is None else f"; about {duration(seconds)}"
-        return plan
+    def _announce(self, number: int) -> None:
+        self.print(f"{signal.Signals(number).name}: finishing the step, then saving; send it again to stop at once.")
 
-    def _estimate_seconds(self) -> float | None:
-        """How long the run will take, measured on a forward and backward pass; restores all state."""
-        supervisor = self.supervisor
-        if not hasattr(self.loader, "peek"):
-            return None
-        buffers = {name: buffer.clone() for name, buffer in supervisor.named_buffers()}
-        training = {module: module.training for module in supervisor.modules()}
-        state, metrics = supervisor.generator.get_state(), self.metrics
-        seconds = 0.0
-        try:
-            with preserve_random_state():
-                self.metrics = Metrics()
-                supervisor.train()
-                data = supervisor._as_batch(self.loader.peek()).to(supervisor.device)
-                for _ in range(2):  # the first pass also warms up
-                    began = time.perf_counter()
-                    loss = self.forward(data)
-                    check_scalar(loss, supervisor)
-                    loss.backward()
-                    loss.item()
-                    seconds = time.perf_counter() - began
-                    if self.parallel.agree(seconds > 1):
-                        break
-        finally:
-            self.metrics = metrics
-            supervisor.zero_grad(set_to_none=True)
-            supervisor.generator.set_state(state)
-            with torch.no_grad():
-                for name, buffer in supervisor.named_buffers():
-                    if name in buffers:
-                        buffer.copy_(buffers[name])
-            for module, mode in training.items():
-                module.training = mode
-        return seconds * (self.total_steps - self.step)
+    def print(self, text: str) -> None:
+        """Prints a line where there is a progress line."""
+        if self.settings.progress and self.parallel.is_first:
+            with contextlib.suppress(RuntimeError):  # a signal in the middle of another print
+                print_line(text)
 
     # ---- the loop calls these ----------------------------------------------------------------------------------------
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The rest of this epoch's batches, on the device of the networks; measures the time spent waiting for them."""
         self.parallel.synchronize(self.supervisor)  # _before_epoch may have drawn or computed something
+        self.boundary.begin_epoch()
+        if self.guard.policy == "rollback":
+            self.guard.keep(run_state(self))
+        rollbacks = None
+        while rollbacks != self.guard.rollbacks:
+            rollbacks = self.guard.rollbacks
+            yield from self._batches_until_rollback(loader)
+
+    def _batches_until_rollback(self, loader: Iterable[Any]) -> Iterator[Any]:
         done = self.step - self.epoch_began
         skips_itself = getattr(self.sampler, "skips_batches", False)
         if skips_itself:
             self.sampler.set_epoch(self.epoch, start=done)
         elif hasattr(self.sampler, "set_epoch"):  # torch's DistributedSampler
             self.sampler.set_epoch(self.epoch)
-        supervisor = self.supervisor
+        supervisor, signals, rollbacks = self.supervisor, self.signals, self.guard.rollbacks
         if hasattr(loader, "__len__"):
-            self._count_steps(loader)  # a sampler may have got other images
+            self.count_steps(loader)  # a sampler may have got other images
         self._waited, self._images, self._steps_timed, self._drawn = 0.0, 0, 0, 0.0
         self._began = asked = time.perf_counter()
-        skipped, continued = 0 if skips_itself else done, self._random_state()
-        if skipped and self._epoch_random is not None:  # a user's loader draws the same order again
-            self._set_random_state(self._epoch_random)
+        skipped, continued = 0 if skips_itself else done, all_random_state(self)
+        if skipped and self.epoch_random is not None:  # a user's loader draws the same order again
+            set_all_random_state(self, self.epoch_random)
         else:
-            self._epoch_random = None if skips_itself else continued
+            self.epoch_random = None if skips_itself else continued
+        signals.is_waiting = True
         for position, values in enumerate(loader):
             if position < skipped:
                 if position == skipped - 1:
-                    self._set_random_state(continued)
+                    set_all_random_state(self, continued)
                 continue
             data = supervisor._as_batch(values).to(supervisor.device)
+            signals.is_waiting = False
+            if position == skipped:
+                signals.hold_back_children()
             self._waited += time.perf_counter() - asked
             self._images += len(data)
             yield data
-            if self.parallel.stops(self.signals.received):  # a loop that does not call end_step
+            if self.guard.rollbacks != rollbacks:
+                return
+            if self.parallel.stops(signals.received):  # a loop that does not call end_step
                 self._leave()
+            signals.is_waiting = True
+            signals.report_children()
             asked = time.perf_counter()
+        signals.is_waiting = False
 
     def forward(self, data: Any) -> Tensor:
         """The loss of a batch, in the precision of the run; its ``backward()`` gives the gradient of the whole batch."""
-        return self.parallel.share_value(self.training_step.forward(data))
+        return self.parallel.share_value(self.boundary.forward(data))
 
     def accepts(self, loss: Tensor) -> bool:
-        """Whether the step is taken: the loss must be a finite scalar; on an accelerator this is seen when it is fetched."""
+        """Whether the optimizer steps: the loss must be a finite scalar; see NonFiniteGuard for when it is looked at."""
         check_scalar(loss, self.supervisor)
-        if loss.device.type == "cpu":
-            self._require_finite(loss.item())
-        return True
+        self.stepped = self.guard.accepts_loss(loss)
+        if not isinstance(self.optimizer, Optimizer):  # whose steps torch does not report
+            self._has_stepped = True
+            self.boundary.leave()
+        return self.stepped
+
+    def _before_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
+        """Called by torch before any optimizer steps: looks at the gradients if they are guarded."""
+        if optimizer is not self.optimizer and id(optimizer.param_groups[0]["params"][0]) not in self._parameters:
+            return  # of another run
+        if self.guard.accepts_gradients(optimizer):
+            self._has_stepped = True
+            self.boundary.leave()
+        else:
+            self.stepped = False
 
     def end_step(self, loss: Tensor) -> None:
         """Counts the step, shows it now and then, and leaves after a signal."""
+        if self.guard.is_due:
+            self.guard.roll_back()
+            self.boundary.begin_epoch()
+            return
         self._start_record()
-        self.metrics.add("loss", loss)
+        if not self.guard.skips_step():
+            self.metrics.add("loss", loss)
         self.step += 1
         self._steps_timed += 1
-        if self._no_gradient:
+        if self._watch is not None and self.stepped:
             self._report_gradients()
+        self.boundary.mark()
         now = time.perf_counter()
+        save = now >= self._save_at or self.signals.asked_to_save
         if self.parallel.due(self.step, now - self._drawn >= REFRESH_SECONDS):
             self._drawn = now
-            self.parallel.exchange(self.step, self.signals.received)
+            self.parallel.exchange(self.step, self.signals.received, save)
             row = self.summary()
-            self._require_finite(row["loss"])
+            self._require_finite(row)
             for tracker in self.trackers:
                 tracker.step(row)
         if self.parallel.stops(self.signals.received):
-            self._require_finite(self.metrics.means()["loss"])
+            self._require_finite(self.summary())
             self._leave()
+        if self.parallel.saves(save):
+            self.signals.asked_to_save = False
+            self._save_within_epoch()
+
+    def _report_gradients(self) -> None:
+        if self._watch.problem():
+            self.warn(self._watch.problem())
+        self._watch.remove()
+        self._watch = None
+
+    def _save_within_epoch(self) -> None:
+        """Stores the run between two steps and goes on; the next time, if the disk is full."""
+        try:
+            self.save()
+        except OSError as error:
+            self._save_at = time.perf_counter() + self._save_every
+            self._warn_unsaved(f"step {self.step} could not be saved ({error}); free some space, training continues.")
+        except FloatingPointError as error:
+            self._stop_or_roll_back(error)
+
+    def _stop_or_roll_back(self, error: FloatingPointError) -> None:
+        if self.guard.policy != "rollback":
+            raise error
+        self.guard.roll_back("weights are not finite")
+        self.boundary.begin_epoch()
 
     def _leave(self) -> None:
         """Stores the run between two steps and ends it as the signal asks."""
-        self.save()
+        try:
+            self.save()
+        except OSError as error:
+            self._warn_unsaved(f"step {self.step} could not be saved ({error}): {self.kept()}.")
+        else:
+            self.print(f"Stopped after step {self.step}, saved to {self.name}.pt; pass resume=True to continue.")
         self.signals.received = self.parallel.stops(self.signals.received)
-        if self.settings.progress and self.parallel.is_first:
-            with contextlib.suppress(OSError, ValueError, AttributeError):  # a closed output
-                print(
-                    f"Stopped after step {self.step}, saved to {self.name}.pt; pass resume=True to continue.",
-                    flush=True,
-                )
         self.signals.leave()
+
+    def _warn_unsaved(self, text: str) -> None:
+        if self.parallel.is_first:
+            warnings.warn(text, stacklevel=5)
 
     def end_epoch(self) -> None:
         """Measures, saves and reports the epoch."""
-        row = self.parallel.average(self.summary())
-        self._require_finite(row["loss"])
-        self.parallel.require_equal_weights(self.supervisor)
-        if not self._has_stepped:
+        row = self.parallel.average({**self.summary(), **self.guard.row()})
+        self._require_finite(row)
+        if not self._has_stepped and self.guard.policy == "stop":
             self.warn(
                 "No weight has changed: _update() never called optimizer.step(); call loss.backward() and then it."
             )
+        average_running_statistics(self.supervisor)
+        try:
+            with self.parallel.solo():
+                self._require_finite_weights(self.supervisor.state_dict())
+        except FloatingPointError as error:
+            return self._stop_or_roll_back(error)
+        self.parallel.require_equal_weights(self.supervisor)
+        self.tracker_states = copy.deepcopy([tracker.state_dict() for tracker in self.trackers])
         self.epoch += 1
         self.epoch_began = self.step
         self.resumed_within_epoch = False
@@ -351,17 +363,15 @@ class Run:
             self.skipped.update(skipped)  # each process reads its own part
         with self.parallel.solo(self.supervisor):
             for tracker in self.trackers:
-                row.update(tracker.measure(row))
+                row.update(tracker.measure(row) or {})
         self.metrics.clear()
-        with self._stored_if_a_tracker_fails():
-            for tracker in self.trackers:
-                row.update(tracker.measure(row))
+        self.guard.end_epoch()
+        self.tracker_states = None
+        self.boundary.leave()  # until the next epoch begins
         try:
             self.save()
         except OSError as error:  # a full disk: the last file is whole, and the next epoch tries again
-            warnings.warn(
-                f"epoch {self.epoch} could not be saved ({error}); free some space, training continues.", stacklevel=3
-            )
+            self._warn_unsaved(f"epoch {self.epoch} could not be saved ({error}); free some space, training continues.")
         with self.parallel.solo():
             for tracker in self.trackers:
                 tracker.epoch(row)
@@ -407,101 +417,33 @@ class Run:
     # ---- saving ------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Writes NAME.pt."""
+        """Writes NAME.pt.
+
+        Raises:
+            OSError: if that fails; the previous file is kept.
+            FloatingPointError: if a weight is not finite; the previous file is kept.
+        """
         self._start_record()
-        state = self._state()
+        average_running_statistics(self.supervisor)
+        state = run_state(self)
         with self.parallel.solo():
+            self._require_finite_weights(state["model"])
             if self.parallel.is_first:
                 write_checkpoint(self.name, state)
-        self.saved_step = self.step
+        self.saved_step, self._save_at = self.step, time.perf_counter() + self._save_every
+        self.guard.keep(state)
 
-    @contextlib.contextmanager
-    def _stored_if_a_tracker_fails(self) -> Iterator[None]:
-        """The error of a tracker ends the run, but only once it is stored."""
-        try:
-            yield
-        except Exception:
-            with contextlib.suppress(OSError, FloatingPointError):  # the tracker's error is the one to show
-                self.save()
-            raise
+    def _require_finite_weights(self, model: dict[str, Any]) -> None:
+        if self.parallel.is_first:  # the others have the same, or hear of it from the first
+            self.guard.require_finite_weights(model)
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            **self.supervisor._state(),
-            "step": self.step,
-            "epoch": self.epoch,
-            "epoch_began": self.epoch_began,
-            "epoch_random": self._epoch_random,
-            "settings": {**self.settings.describe(), "precision": self.precision},
-            "optimizer": plain_dicts(self.optimizer.state_dict()),
-            "lr_scheduler": plain_dicts(self.lr_scheduler.state_dict()),
-            "sampler": self.sampler.state_dict() if hasattr(self.sampler, "state_dict") else {},
-            "metrics": {**self.metrics.state_dict(), "sums": self.parallel.average(self.metrics.sums)},
-            "trackers": [(type(tracker).__name__, tracker.state_dict()) for tracker in self.trackers],
-            "random": self._random_state(),
-            **self.training_step.state_dict(),
-            "random_of_others": self.parallel.gather(self._random_state())[1:],
-        }
+    def kept(self) -> str:
+        """What the file of the run holds, in words."""
+        if self.saved_step is None and not self.continues:
+            return "nothing has been stored yet"
+        step = self.began_at if self.saved_step is None else self.saved_step
+        return f"{self.name}.pt keeps " + ("the last good epoch" if step == self.epoch_began else f"step {step}")
 
-    def _random_state(self) -> dict[str, Any]:
-        """Of all random sources, and of the generator of a user's DataLoader."""
-        state, own = random_state(self.supervisor.generator), getattr(self.loader, "generator", None)
-        return state if own is None else {**state, "loader": own.get_state()}
-
-    def _set_random_state(self, state: dict[str, Any]) -> None:
-        set_random_state(state, self.supervisor.generator)
-        own = getattr(self.loader, "generator", None)
-        if own is not None and "loader" in state:
-            own.set_state(state["loader"])
-
-    def _load_state(self, stored: dict[str, Any]) -> None:
-        self.step, self.epoch, self.epoch_began = stored["step"], stored["epoch"], stored["epoch_began"]
-        self._epoch_random = stored["epoch_random"]
-        self.resumed_within_epoch = self.step > self.epoch_began
-        self.optimizer.load_state_dict(stored["optimizer"])
-        self.lr_scheduler.load_state_dict(stored["lr_scheduler"])
-        if stored["sampler"]:
-            self.sampler.load_state_dict(stored["sampler"])
-        self._count_steps(self.loader)
-        self.metrics.load_state_dict(stored["metrics"])
-        states = list(stored["trackers"])
-        for tracker in self.trackers:
-            mine = next((pair for pair in states if pair[0] == type(tracker).__name__), None)
-            if mine is not None:
-                states.remove(mine)
-                tracker.load_state_dict(mine[1])
-        states = [stored["random"], *stored.get("random_of_others", [])]
-        same = len(states) == self.parallel.world_size
-        self._set_random_state(states[self.parallel.rank if same else 0])
-        if not same:  # views continue from numbers of their own in each process
-            entropy = (stored["seed"], self.epoch, self.step, self.parallel.rank)
-            self.supervisor.generator.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
-        self.training_step.load_state_dict(stored)
-
-    def _require_finite(self, loss: float) -> None:
-        if math.isfinite(loss):
-            return
-        is_stored = self._continues or self.saved_step is not None
-        kept = f"{self.name}.pt keeps the last good epoch" if is_stored else "nothing has been stored yet"
-        remedies = "try a lower lr" + ("" if self.precision == "32-true" else ' or precision="32-true"')
-        raise FloatingPointError(
-            f"The loss is {loss} in epoch {self.epoch + 1}, step {self.step + 1}: {kept}. Likely causes: images with values that "
-            f"are not finite; {'; '.join(self.supervisor.likely_causes)}; {remedies}."
-        )
-
-
-def check_scalar(loss: Any, supervisor: nn.Module) -> None:
-    """Raises a TypeError if what ``_forward`` returned is not a scalar tensor."""
-    if not isinstance(loss, Tensor) or loss.ndim:
-        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss).__name__}"
-        raise TypeError(
-            f"{type(supervisor).__name__}._forward returned {found}, but a scalar loss is needed; return for example loss.mean()."
-        )
-    if loss.requires_grad and not loss.is_complex():
-        return
-    if loss.is_complex() or type(supervisor)._update.__module__ == "superself.supervisor":  # one that calls backward()
-        raise TypeError(
-            f"{type(supervisor).__name__}._forward returned a loss ({loss.dtype}) from which no gradient flows to the networks; "
-            "leave out detach(), torch.no_grad() and conversions to integers, also around supervise(), and unfreeze a part of "
-            "the networks."
-        )
+    def _require_finite(self, row: dict[str, Any]) -> None:
+        if "loss" in self.metrics.sums:  # not if all steps so far were skipped
+            self.guard.require_finite_loss(row["loss"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from superself.basics.validate import require_choice, require_count, require_fra
 from superself.training.checkpoint import checkpoint_path
 from superself.training.describe import describe_value
 from superself.training.identity import identify
+from superself.training.intervals import parse_duration
 from superself.training.optimizers import check_optimizer
 from superself.training.precision import check_precision
 from superself.training.schedules import check_lr_scheduler
@@ -90,6 +92,7 @@ class Settings:
         _check_devices(self.devices)
         require_choice("strategy", self.strategy, STRATEGIES)
         require_choice("on_nan", self.on_nan, ON_NAN)
+        parse_duration("save_every", self.save_every)
         if self.clip is not None:
             require_positive("clip", self.clip, "is the largest norm of the gradient")
         if self.average is not None:
@@ -185,7 +188,7 @@ class Settings:
 
 def _run_name(name: Any) -> str:
     """The name of a run without the extension of its checkpoint."""
-    path = Path(name).expanduser() if isinstance(name, (str, Path)) else Path()
+    path = Path(os.path.expanduser(name)) if isinstance(name, (str, Path)) else Path()  # "~name" of no user stays
     path = path.with_suffix("") if path.suffix == ".pt" else path
     if path.name in ("", ".", ".."):
         raise TypeError(f"name={name!r} must be a path without an extension, for example 'store/base'.")

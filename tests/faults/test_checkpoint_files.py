@@ -19,6 +19,7 @@ from superself import RotateNetSupervisor
 from superself.training import Record, read_checkpoint, require_space, require_writable, write_checkpoint
 from superself.training.checkpoint import FORMAT, expected_bytes, first_nonfinite
 from superself.training.files import remove_leftovers, replacing
+from superself.training.stored_state import run_state
 
 from cases import CASES, TinyBackbone, tiny_images
 from processes import in_another_process
@@ -370,9 +371,9 @@ def test_the_expected_size_is_that_of_the_file():
     for optimizer in ("adam", "sgd"):
         supervisor = rotatenet().supervise(**SHORT | {"optimizer": optimizer, "overwrite": True})
         run = supervisor.run
-        tensors = expected_bytes(run._state(), run.optimizer)
+        tensors = expected_bytes(run_state(run), run.optimizer)
         run.optimizer.state.clear()
-        assert expected_bytes(run._state(), run.optimizer) == pytest.approx(tensors, rel=0.01)
+        assert expected_bytes(run_state(run), run.optimizer) == pytest.approx(tensors, rel=0.01)
         assert 0.3 < tensors / os.path.getsize("run.pt") < 1  # tiny tensors, so that headers count
 
 
