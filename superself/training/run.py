@@ -22,6 +22,7 @@ from superself.training.checkpoint import (
     require_plain,
     write_checkpoint,
 )
+from superself.training.hyper_parameters import run_identity
 from superself.training.interrupt import FinishStepOnSignal
 from superself.training.metrics import Metrics
 from superself.training.precision import autocast, choose_precision
@@ -47,7 +48,6 @@ class Run:
         self.epoch_began = 0  # the step at which this epoch began
         self.metrics, self.signals = Metrics(), FinishStepOnSignal()
         self.trackers: list[Tracker] = []
-        self.identity: dict[str, Any] | None = None  # what determines this run, from its first step on
         self.saved_step: int | None = None  # of the file that this run wrote last
         self.resumed_within_epoch = False
         self._no_gradient, self._hooks = "", []
@@ -58,6 +58,7 @@ class Run:
         device = supervisor.device
         self.precision = choose_precision(settings.precision, device, supervisor)
         self.autocast = autocast(self.precision, device)
+        self.identity = run_identity(supervisor, settings, self.precision)  # before anything is wrapped
 
     # ---- start and end -----------------------------------------------------------------------------------------------
 
