@@ -266,22 +266,28 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
         return {*self._modules, *self._buffers, *self._parameters}
 
     def _build_for(self, shape: tuple[int, int, int]) -> None:
+        self._require_buildable(shape)
+        self.network_shape = shape  # later images may have another size
+        self._build()
+        self._built_for = (shape, len(self.images))
+        self._pristine = True
+
+    def _require_buildable(self, shape: tuple[int, int, int]) -> None:
+        """Refuses images that are too small, and networks that cannot be trained."""
         if min(shape[1:]) < self.smallest_image:
             raise ValueError(
                 f"{type(self).__name__} needs images of at least {self.smallest_image} x {self.smallest_image} pixels, got "
                 f"{shape[1]} x {shape[2]}; pass a larger image_size or view_size."
             )
         for name in NETWORKS:
-            network = getattr(self.given, name, None)
-            has_a_name = isinstance(network, str) and (name == "backbone" or network in self.named_projectors)
-            if network is not None and not has_a_name:
-                require_trainable(name, network)
+            given = getattr(self.given, name, None)
+            pair = isinstance(given, (tuple, list)) and name == "backbone"  # a network for each half of the channels
+            for network in given if pair else [given]:
+                has_a_name = isinstance(network, str) and (name == "backbone" or network in self.named_projectors)
+                if network is not None and not has_a_name:
+                    require_trainable(name, network)
         if self.model is not None:
             require_trainable("model", self.model)
-        self.network_shape = shape  # later images may have another size
-        self._build()
-        self._built_for = (shape, len(self.images))
-        self._pristine = True
 
     def _require_model(self) -> None:
         if self.model is None or not hasattr(self.model, "backbone"):

@@ -33,8 +33,7 @@ NEEDED = {
 def supervisor_state(supervisor: Any) -> dict[str, Any]:
     """What NAME.pt holds of the supervisor; the run adds step, optimizer, schedule and random state."""
     images, run = supervisor.images, supervisor.run
-    now = run_identity(supervisor, run.settings, run.precision)
-    run.identity = now if run.identity is None else unchanged(run.identity, now)
+    run.identity = unchanged(run.identity, run_identity(supervisor, run.settings, run.precision))
     return {
         "algorithm": type(supervisor).__name__,
         "lineage": lineage(type(supervisor)),

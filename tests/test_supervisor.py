@@ -437,7 +437,7 @@ def test_weight_decay_goes_to_weights_only():
         ({"lr": "auto"}, "lr='auto' must be a number"),
         ({"lr": -1.0}, "lr=-1.0 must be finite and not negative"),
         ({"precision": "bf8"}, "precision='bf8' is unknown"),
-        ({"seed": -1}, "seed=-1 must be a whole number"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
         ({"resume": "yes"}, "resume='yes' must be True, False or \"auto\""),
         ({"optimizer": "adamm"}, "optimizer='adamm' is unknown"),
         ({"lr_scheduler": torch.optim.lr_scheduler.ExponentialLR}, "needs gamma"),

@@ -25,6 +25,7 @@ from superself.training.estimate import describe_plan
 from superself.training.files import checkpoint_path, require_space
 from superself.training.finite import NonFiniteGuard, check_scalar
 from superself.training.gradient_watch import GradientWatch
+from superself.training.hyper_parameters import run_identity
 from superself.training.interrupt import FinishStepOnSignal
 from superself.training.intervals import parse_duration
 from superself.training.metrics import Metrics
@@ -65,7 +66,6 @@ class Run:
         self.stepped = False  # whether the last step was taken, rather than skipped
         self._has_stepped = False  # whether the optimizer ever was
         self.trackers: list[Tracker] = []
-        self.identity: dict[str, Any] | None = None  # what determines this run, from its first step on
         self.saved_step: int | None = None  # of the file that this run wrote last
         self.resumed_within_epoch = False
         self._watch: GradientWatch | None = None  # during the first step
@@ -80,6 +80,7 @@ class Run:
         self.precision = choose_precision(settings.precision, device, supervisor)
         self.autocast = autocast(self.precision, device)
         self.training_step = TrainingStep(self)
+        self.identity = run_identity(supervisor, settings, self.precision)  # before anything is wrapped
 
     # ---- start and end -----------------------------------------------------------------------------------------------
 
