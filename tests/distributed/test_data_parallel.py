@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -16,7 +18,9 @@ DEVICES = (0, 1)
 
 def _copies(tensors, devices, detach=False):
     """What torch's broadcast gives: on the first device a buffer itself, elsewhere copies, through which gradients flow."""
-    return [[t if detach and device == 0 else t.clone() for t in tensors] for device in devices]
+    if detach:
+        return [[t.detach() if device == 0 else t.detach().clone() for t in tensors] for device in devices]
+    return [[t.clone() for t in tensors] for device in devices]
 
 
 def _gather(outputs, device):
@@ -32,7 +36,14 @@ def two_devices(monkeypatch):
 
     def apply(calls, parts, devices):
         sizes.append([len(part) for part in parts])
-        return [call(part) for call, part in zip(calls, parts, strict=True)]
+        enabled = torch.is_grad_enabled()
+
+        def work(call, part):  # a new thread starts with gradients and without autocast, as in torch's function
+            with torch.set_grad_enabled(enabled):
+                return call(part)
+
+        with ThreadPoolExecutor(len(parts)) as pool:
+            return list(pool.map(work, calls, parts))
 
     monkeypatch.setitem(replicas.replicate.__globals__, "_broadcast_coalesced_reshape", _copies)
     monkeypatch.setattr(replicas, "scatter", lambda images, devices: images.chunk(len(devices)))
