@@ -19,6 +19,7 @@ from superself.buildable import Buildable
 from superself.data import Batch, BatchLoader, EpochSampler
 from superself.evaluation.monitor import MonitorTracker
 from superself.networks import compilable_networks, describe, replicated
+from superself.networks.batch_norm import synchronized_batch_norm
 from superself.state import load_run
 from superself.training import (
     GroupRule,
@@ -215,7 +216,8 @@ class Supervisor(Buildable):
         )
         train_loader, optimizer, lr_scheduler = check_made(made, type(self).__name__)
         self.run.open(train_loader, optimizer, lr_scheduler, stored)
-        with parallel.naming_lost_processes(), replicated(self, parallel.devices), self.run:
+        several, networks = parallel.naming_lost_processes(), replicated(self, parallel.devices)
+        with several, networks, synchronized_batch_norm(self, settings.sync_batchnorm), self.run:
             self._pristine = False
             self._epochs(settings.epochs, train_loader, optimizer, lr_scheduler)
 

@@ -36,11 +36,9 @@ def gather(z: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return z
-    from torch.distributed.nn import functional as collective  # not in builds of torch without distributed
-
     if z.device.type == "cpu":
         require_equal_rows(len(z), z.device)
-    return torch.cat(collective.all_gather(z.contiguous()))
+    return _Gather.apply(z)
 
 
 def require_equal_rows(rows: int, device: torch.device) -> None:
@@ -70,9 +68,7 @@ def total(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    from torch.distributed.nn import functional as collective
-
-    return collective.all_reduce(x.clone())
+    return _Total.apply(x)
 
 
 def mean(x: Tensor) -> Tensor:
@@ -122,3 +118,36 @@ def alone() -> Iterator[None]:
 
 def _initialized() -> bool:
     return not _is_alone and distributed.is_available() and distributed.is_initialized()
+
+
+class _Gather(torch.autograd.Function):
+    """``gather``; torch's own version with a gradient is deprecated."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.rows = len(z)
+        parts = [torch.empty_like(z, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        distributed.all_gather(parts, z.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _sum(gradient)[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+class _Total(torch.autograd.Function):
+    """``total``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _sum(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _sum(gradient)
+
+
+def _sum(x: Tensor) -> Tensor:
+    x = x.clone(memory_format=torch.contiguous_format)
+    distributed.all_reduce(x)
+    return x

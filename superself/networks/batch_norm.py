@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from superself.basics.distributed import mean, total, world_size
+from superself.basics.distributed import total, world_size
 from superself.networks.norms import BatchRenorm1d
 
 
@@ -30,7 +30,7 @@ def batch_norms(network: nn.Module) -> list[_BatchNorm]:
 class _Split:
     """A batch norm that sees parts of a batch one after the other."""
 
-    split_into: int
+    split_into: ClassVar[int]
 
     def forward(self, x: Tensor) -> Tensor:
         normalize = super().forward
@@ -50,18 +50,17 @@ def split_batch_norm(network: nn.Module, parts: int) -> Iterator[None]:
     """
     norms = [(norm, type(norm)) for norm in batch_norms(network) if norm.training and parts > 1]
     for norm, kind in norms:
-        norm.__class__, norm.split_into = _split(kind), parts
+        norm.__class__ = _split(kind, parts)
     try:
         yield
     finally:
         for norm, kind in norms:
             norm.__class__ = kind
-            del norm.split_into
 
 
 @cache
-def _split(kind: type[_BatchNorm]) -> type[_BatchNorm]:
-    return type(f"Split{kind.__name__}", (_Split, kind), {})
+def _split(kind: type[_BatchNorm], parts: int) -> type[_BatchNorm]:
+    return type(f"Split{kind.__name__}", (_Split, kind), {"split_into": parts})
 
 
 # ---- all processes ---------------------------------------------------------------------------------------------------
@@ -110,6 +109,18 @@ def synchronize_batch_norm(network: nn.Module) -> nn.Module:
     for norm, kind in zip(norms, kinds, strict=True):
         norm.__class__ = kind
     return network
+
+
+@contextlib.contextmanager
+def synchronized_batch_norm(network: nn.Module, wanted: bool = True) -> Iterator[None]:
+    """Inside, ``synchronize_batch_norm`` applies to the network if it is wanted."""
+    if wanted:
+        synchronize_batch_norm(network)
+    try:
+        yield
+    finally:
+        if wanted:
+            restore_batch_norm(network)
 
 
 def restore_batch_norm(network: nn.Module) -> nn.Module:
@@ -162,18 +173,3 @@ def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.view(1, -1, *[1] * (x.ndim - 2))
-
-
-@torch.no_grad()
-def average_running_statistics(network: nn.Module) -> None:
-    """Replaces the running statistics of every batch norm by their means over the processes, so that these agree.
-
-    Without ``synchronize_batch_norm`` each process keeps those of its own batches. Must be called in every process.
-    """
-    norms = [norm for norm in batch_norms(network) if norm.running_mean is not None]
-    if world_size() == 1 or not norms:
-        return
-    buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
-    averaged = mean(torch.cat([buffer.double() for buffer in buffers]))
-    for buffer, values in zip(buffers, averaged.split([len(buffer) for buffer in buffers]), strict=True):
-        buffer.copy_(values)

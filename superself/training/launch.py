@@ -12,7 +12,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import distributed
@@ -75,9 +74,9 @@ def launched_processes() -> tuple[int, int, int]:
 
 def _single_process(settings: Settings, device: torch.device) -> tuple[torch.device, Sequence[torch.device]]:
     """The device of a run without a launcher, and all of them with strategy="dp"."""
-    asked = _checked_devices(settings.devices)
+    asked = settings.devices
     available = _accelerators(device)
-    wanted = asked if isinstance(asked, list) else list(range(len(available) if asked == "auto" else asked))
+    wanted = asked if not isinstance(asked, (int, str)) else list(range(len(available) if asked == "auto" else asked))
     if settings.strategy == "dp":
         if len(wanted) < 2 or max(wanted) >= len(available):
             raise ValueError(
@@ -97,7 +96,7 @@ def _single_process(settings: Settings, device: torch.device) -> tuple[torch.dev
             f"as one; start it with: {_command(len(wanted), settings.num_nodes)}"
             + (f' (or pass strategy="dp" to use {len(wanted)} devices in one process)' if len(available) > 1 else "")
         )
-    if isinstance(asked, list) and available:
+    if not isinstance(asked, (int, str)) and available:
         if asked[0] >= len(available):
             raise ValueError(
                 f"devices={settings.devices!r}, but the accelerators here are 0 to {len(available) - 1}; pass one of them."
@@ -113,7 +112,7 @@ def _command(devices: int, nodes: int) -> str:
 
 def _process_devices(settings: Settings, device: torch.device, local: int) -> list[torch.device]:
     """The device of each process on this machine."""
-    asked = _checked_devices(settings.devices)
+    asked = settings.devices
     count = local if asked == "auto" else asked if isinstance(asked, int) else len(asked)
     if count != local:
         raise ValueError(
@@ -125,27 +124,13 @@ def _process_devices(settings: Settings, device: torch.device, local: int) -> li
         return [torch.device("cpu")] * local
     if len(available) == 1:  # SLURM's --gpus-per-task=1 shows each process its own one
         return available * local
-    numbers = asked if isinstance(asked, list) else list(range(local))
+    numbers = asked if not isinstance(asked, (int, str)) else list(range(local))
     if max(numbers) >= len(available):
         raise ValueError(
             f"{local} processes were started on a machine with {len(available)} accelerators; start one process for each, with: "
             f"{_command(len(available), settings.num_nodes)}"
         )
     return [available[number] for number in numbers]
-
-
-def _checked_devices(devices: Any) -> Any:
-    """``devices`` as "auto", a positive number, or a list of numbers."""
-    if devices == "auto":
-        return devices
-    if isinstance(devices, int) and not isinstance(devices, bool) and devices > 0:
-        return devices
-    numbers = list(devices) if isinstance(devices, (list, tuple)) else []
-    if numbers and all(type(n) is int and n >= 0 for n in numbers) and len(set(numbers)) == len(numbers):
-        return numbers
-    raise ValueError(
-        f'devices={devices!r} must be "auto", a number, or a list of different numbers, for example [0, 1].'
-    )
 
 
 def _accelerators(device: torch.device) -> list[torch.device]:

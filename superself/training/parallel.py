@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from superself.basics.distributed import alone
 
@@ -194,6 +195,22 @@ class Parallel:
             return DistributedDataParallel(module, find_unused_parameters=find_unused, gradient_as_bucket_view=True)
         finally:
             del module._ddp_params_and_buffers_to_ignore
+
+    @torch.no_grad()
+    def average_running_statistics(self, module: nn.Module) -> None:
+        """Replaces the running statistics of batch norms by their means over processes, so that these agree.
+
+        Without ``sync_batchnorm`` each process keeps those of its own batches.
+        """
+        norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        if not (self.several and norms):
+            return
+        buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+        averaged = torch.cat([buffer.double() for buffer in buffers])
+        distributed.all_reduce(averaged)
+        sizes = [len(buffer) for buffer in buffers]
+        for buffer, values in zip(buffers, averaged.div_(self.world_size).split(sizes), strict=True):
+            buffer.copy_(values)
 
     @torch.no_grad()
     def require_equal_weights(self, module: nn.Module) -> None:

@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from superself.basics.output import print_line
-from superself.networks.batch_norm import average_running_statistics, restore_batch_norm, synchronize_batch_norm
 from superself.training.boundary import StepBoundary
 from superself.training.checkpoint import archive, archived_path, expected_bytes, require_plain, write_checkpoint
 from superself.training.checks import check_parts, check_tracker
@@ -136,8 +135,6 @@ class Run:
         parallel.require_equal("the data set (images, fingerprint)", (len(images), images.fingerprint))
         parallel.require_equal("the number of steps per epoch", self.steps_per_epoch)
         supervisor.preprocessing = parallel.broadcast(supervisor.preprocessing)
-        if self.settings.sync_batchnorm:
-            synchronize_batch_norm(supervisor)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.module = parallel.wrap(supervisor, trained, supervisor.skips_parameters)
 
@@ -173,7 +170,7 @@ class Run:
         finally:
             self.is_active = False
             self._remove_hooks()
-            self.module = restore_batch_norm(self.supervisor)
+            self.module = self.supervisor
             self.signals.__exit__(kind, error, traceback)
         end_trackers(self, error, failure)
         if failure is not None and error is None:
@@ -347,9 +344,9 @@ class Run:
         self._require_finite(row)
         if not self._has_stepped and self.guard.policy == "stop":
             self.warn(
-                "No weight has changed: _update() never called optimizer.step(); call loss.backward() and then it."
+                "No weight has changed: _update() never called optimizer.step(); call it after the backward pass."
             )
-        average_running_statistics(self.supervisor)
+        self.parallel.average_running_statistics(self.supervisor)
         try:
             with self.parallel.solo():
                 self._require_finite_weights(self.supervisor.state_dict())
@@ -425,7 +422,7 @@ class Run:
             FloatingPointError: if a weight is not finite; the previous file is kept.
         """
         self._start_record()
-        average_running_statistics(self.supervisor)
+        self.parallel.average_running_statistics(self.supervisor)
         state = run_state(self)
         with self.parallel.solo():
             self._require_finite_weights(state["model"])

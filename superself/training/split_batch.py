@@ -174,6 +174,7 @@ class MicroBatches:
         args, kwargs = arguments
         if not torch.is_grad_enabled():
             return network(*args, **kwargs)
+        norms = [(module, type(module)) for module in network.modules() if isinstance(module, _BatchNorm)]
         state = dict(network.named_parameters()) | {name: b.clone() for name, b in network.named_buffers()}
         calls = 0
 
@@ -182,9 +183,23 @@ class MicroBatches:
             calls += 1
             if calls == 1:
                 return network(*args, **kwargs)
-            return functional_call(network, state, args, kwargs)  # buffers that move are those copies
+            with _as_they_were(norms):
+                return functional_call(network, state, args, kwargs)  # buffers that move are those copies
 
         return checkpoint(call, *args, use_reentrant=False)
+
+
+@contextlib.contextmanager
+def _as_they_were(norms: list[tuple[nn.Module, type]]) -> Iterator[None]:
+    """Inside, batch norms have these classes again, which some have only while a loss is computed."""
+    now = [type(norm) for norm, _ in norms]
+    for norm, kind in norms:
+        norm.__class__ = kind
+    try:
+        yield
+    finally:
+        for (norm, _), kind in zip(norms, now, strict=True):
+            norm.__class__ = kind
 
 
 def _called(networks: Iterable[nn.Module]) -> Iterator[nn.Module]:

@@ -86,6 +86,9 @@ class Bare:
     def state_dict(self):
         return {}
 
+    def load_state_dict(self, state):
+        pass
+
 
 @pytest.mark.parametrize("settings", [{"clip": 1.0}, {"average": 0.9}, HALF], ids=["clip=", "average=", "16-mixed"])
 def test_an_optimizer_without_hooks_is_refused(settings):
