@@ -395,6 +395,21 @@ def test_tiff_segment_that_expands_without_limit_is_refused(tmp_path, monkeypatc
         read_image(path)
 
 
+def test_tiff_whose_pages_go_round_in_a_circle_is_refused(tmp_path):
+    for big in (False, True):
+        with tifffile.TiffWriter(tmp_path / "a.tif", bigtiff=big) as writer:
+            for _ in range(2):
+                writer.write(pixels().astype(np.uint16), photometric="rgb", metadata=None)
+        with tifffile.TiffFile(tmp_path / "a.tif") as file:
+            first, second = (page.offset for page in file.pages)
+            kind = "<Q" if big else "<I"
+        data = (tmp_path / "a.tif").read_bytes()
+        assert data.count(struct.pack(kind, second)) == 1
+        (tmp_path / "a.tif").write_bytes(data.replace(struct.pack(kind, second), struct.pack(kind, first)))
+        with pytest.raises(ValueError, match="a damaged TIFF: its pages overlap or go round in a circle"):
+            read_header(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
 def test_bombs_in_the_text_of_a_png_are_refused(tmp_path, kind):
     bomb = zlib.compress(bytes(2**22))
