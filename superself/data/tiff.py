@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import lzma
 import math
+import struct
 import zlib
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -30,27 +31,48 @@ SMALL_SEGMENT = 2**18  # compressed bytes that zlib cannot expand to more than 2
 
 def tiff_header(file: BinaryIO, planes: Planes) -> Header:
     """The header of a TIFF, of the chosen planes; raises a ValueError if they cannot be read as an image."""
-    with _open(file) as tiff:
+    with _open_tiff(file) as tiff:
         array = _arrange(tiff, planes, pixels=False)
     return Header(*array.shape, stored_dtype(array.dtype))
 
 
 def read_tiff(file: BinaryIO, planes: Planes) -> np.ndarray:
     """The chosen planes of a TIFF as (H, W, C)."""
-    with _open(file) as tiff:
+    with _open_tiff(file) as tiff:
         return _arrange(tiff, planes, pixels=True)
 
 
 def is_stack(file: BinaryIO) -> bool:
     """Whether a TIFF holds more than one plane."""
-    file.seek(0)
-    with _open(file) as tiff:
+    with _open_tiff(file) as tiff:
         return math.prod(_stack_axes(tiff).values()) > 1 or _sizes(tiff) > 1
 
 
-def _open(file: BinaryIO) -> tifffile.TiffFile:
+def _open_tiff(file: BinaryIO) -> tifffile.TiffFile:
+    """Opens a TIFF whose pages are separate: through those of a damaged one tifffile may go for hours."""
+    head, size, total = file.seek(0) or file.read(16), file.seek(0, 2), 0
+    order = {b"II": "<", b"MM": ">"}.get(head[:2])
+    layouts = {
+        42: ("H", "I", 12, 4),
+        43: ("Q", "Q", 20, 8),
+    }  # of TIFF and BigTIFF: count, offset, bytes of a tag, first offset
+    version = struct.unpack(f"{order}H", head[2:4])[0] if order and len(head) == 16 else None
+    if version in layouts:
+        count, place, tag, first = layouts[version]
+        length, width = struct.calcsize(count), struct.calcsize(place)
+        (offset,) = struct.unpack(order + place, head[first : first + width])
+        while 0 < offset < size - length:
+            file.seek(offset)
+            tags = struct.unpack(order + count, file.read(length))[0] * tag
+            total += length + tags + width
+            if total > size:
+                raise ValueError("a damaged TIFF: its pages overlap or go round in a circle; save it again")
+            file.seek(offset + length + tags)
+            following = file.read(width)
+            offset = struct.unpack(order + place, following)[0] if len(following) == width else 0
     import tifffile  # takes a while to import
 
+    file.seek(0)
     return tifffile.TiffFile(file)
 
 
