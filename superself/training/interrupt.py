@@ -103,18 +103,20 @@ def leave_signals_to_parent(worker: int = 0) -> None:
     """Makes a loader's worker process ignore the signals that its parent handles; called in the worker when it starts.
 
     A signal to the whole process group, as schedulers and terminals send it, would end the workers before the parent has
-    stored the run. A worker ends with its parent, or when it gets SIGTERM twice, as when the parent stops a worker that hangs.
+    stored the run. SIGTERM still ends a worker when it comes from the parent, which stops its workers when it exits.
 
     Args:
         worker: its number, which is not used.
     """
     for number in (signal.SIGINT, *OTHERS):
         signal.signal(number, signal.SIG_IGN)
-    received: list[int] = []
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_if_parent_asks, args=(os.getppid(),), daemon=True).start()
 
-    def end_on_second(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if len(received) > 1:
-            os._exit(128 + number)
 
-    signal.signal(signal.SIGTERM, end_on_second)
+def _end_if_parent_asks(parent: int) -> None:
+    while True:
+        sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
+        if sender == parent or os.getppid() != parent:
+            os._exit(0)

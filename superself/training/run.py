@@ -175,8 +175,11 @@ class Run:
         end_trackers(self, error, failure)
         if failure is not None and error is None:
             raise failure
-        if error is None or (isinstance(error, Exception) and self.signals.received is not None):
-            self.signals.leave()  # a signal that came after the last step, or made something fail
+        if error is None:
+            self.signals.leave()  # a signal that came after the last step
+        if isinstance(error, RuntimeError) and self.signals.received is not None:  # it made a loader's worker fail
+            warnings.warn(f"after the signal: {error!r}", stacklevel=2)
+            self.signals.leave()
         explained = explain_out_of_memory(error, self.supervisor)
         if explained is not None:
             raise explained from error

@@ -194,10 +194,12 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lo
 
 
 @needs_proc
-def test_a_signal_to_the_group_is_stored_although_loader_workers_get_it_too():
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_to_the_group_is_stored_although_loader_workers_get_it_too(number, status):
+    """Takes as long as importing the package in a new process."""
     write_photos()
-    process, before, errors = stop_group(0.3)
-    assert process.returncode == 143, errors
+    process, before, errors = stop_group(0.3, number)
+    assert process.returncode == status, errors
     assert before == 3 and members(process.pid) == []  # two workers
     assert read_checkpoint("run")["step"] > 1 and "Traceback" not in errors
 
@@ -230,29 +232,23 @@ def test_workers_end_when_their_parent_is_killed():
     assert members(process.pid) == []
 
 
-def in_a_child(work):
-    """The exit status of a copy of this process that does ``work``."""
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="a worker cannot know who sent a signal")
+def test_a_worker_ignores_what_its_parent_handles_unless_the_parent_sends_it():
+    ready, tell = os.pipe()
     child = os.fork()
     if child == 0:
-        status = 99
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitpid(child, 0)[1]
-
-
-def test_a_worker_ignores_what_its_parent_handles_and_ends_on_the_second_sigterm():
-    def work():
         interrupt.leave_signals_to_parent()
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU, signal.SIGTERM):
-            os.kill(os.getpid(), number)
-        Path("alive").touch()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    status = in_a_child(work)
-    assert Path("alive").exists() and os.waitstatus_to_exitcode(status) == 143
+        os.write(tell, b"1")
+        time.sleep(60)
+        os._exit(99)
+    os.read(ready, 1)
+    others = [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU, signal.SIGTERM]
+    for number in others:
+        subprocess.run(["/bin/kill", f"-{number.value}", str(child)], check=True)
+    time.sleep(0.05)
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)  # it is still there
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 # ---- without a main thread, and within another run --------------------------------------------------------------------
@@ -321,3 +317,31 @@ def test_supervise_twice_continues_from_the_same_weights_with_no_hook_left():
     supervisor.supervise(**SETTINGS | {"name": "second"})
     assert len(optimizer._global_optimizer_pre_hooks) == hooks
     assert any(not torch.equal(first[key], value) for key, value in read_checkpoint("second")["model"].items())
+
+
+class DiesOfTheSignal(torch.utils.data.Dataset):
+    """What a user's own loader does when its workers get the signal as well."""
+
+    reads = 0
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        self.reads += 1
+        if self.reads == 22:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+        return tiny_images()[index], 0
+
+
+class OwnLoader(superself.RotateNetSupervisor):
+    def _init_data_optimizer(self, *arguments):
+        loader = torch.utils.data.DataLoader(DiesOfTheSignal(), batch_size=4)
+        return loader, *super()._init_data_optimizer(*arguments)[1:]
+
+
+def test_a_users_loader_that_dies_of_the_signal_costs_no_step():
+    with pytest.raises(SystemExit) as stopped, pytest.warns(UserWarning, match="after the signal: .*killed by signal"):
+        make(FOUR[0], OwnLoader).supervise(**SETTINGS)
+    assert stopped.value.code == 143 and read_checkpoint("run")["step"] == 5
