@@ -154,8 +154,18 @@ def _join(devices: list[torch.device], nodes: int) -> None:
         environment = SLURMEnvironment(auto_requeue=False) if by_slurm else TorchElasticEnvironment()
         strategy = DDPStrategy(accelerator, devices, environment, timeout=parallel.TIMEOUT)
         strategy.num_nodes = nodes
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and os.environ.get("GROUP_WORLD_SIZE") == "1":
+            _meet_after_restart(devices[0])
         strategy.setup_environment()
         atexit.register(parallel.leave)
     parallel.open_groups()
     if distributed.get_rank():
         warnings.simplefilter("ignore")  # process 0 prints them
+
+
+def _meet_after_restart(device: torch.device) -> None:
+    """Starts the communication under a new prefix: torchrun's store still holds the addresses of the dead processes."""
+    store, rank, world_size = next(distributed.rendezvous("env://", timeout=parallel.TIMEOUT))
+    store = distributed.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    backend = "gloo" if device.type == "cpu" else "nccl"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=parallel.TIMEOUT)

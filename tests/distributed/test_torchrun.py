@@ -289,7 +289,9 @@ def test_a_killed_process_ends_the_job_and_another_number_of_processes_continues
     alone.supervise(epochs=3, name=tmp_path / "store/run", **settings)
     assert alone.run.facts["resumed_at_step"] == 4 and alone.run.step == 6
 
-    output = finish(torchrun(path, "7", "5", restarts=1))  # then two again
+    run = torchrun(path, "7", "5", restarts=1)  # then two again
+    output = finish(run)
+    assert run.returncode == 0, output[-3000:]
     first, second = results(tmp_path)
     assert first["weights"] == second["weights"] and first["steps"] == 10, output[-3000:]
     assert first["began"] == 6  # of the second start by torchrun itself: epoch 4 was not finished when it was killed
