@@ -23,6 +23,7 @@ from superself.data.sources import available_cores
 from superself.training.interrupt import leave_signals_to_parent
 
 WORKER_TIMEOUT = 600  # seconds that a batch may take in a worker process
+SIGNAL_SECONDS = 0.5  # after which the system has reported a process that died
 POLL_SECONDS = 1  # how often a wait for a worker is interrupted to look for signals
 
 
@@ -119,7 +120,7 @@ class BatchLoader:
                 f"here ({error}); define functions and classes with def and class at the top level of a module, not as a "
                 "lambda or within a function."
             ) from error
-        except RuntimeError as error:
+        except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: it died while it sent a batch
             raise self._explained(error) from error
 
     def _next_batch(self, batches: Iterator[Batch]) -> Batch:
@@ -145,9 +146,19 @@ class BatchLoader:
     def _start_method(self) -> str:
         return (self._loader.multiprocessing_context or multiprocessing).get_start_method()
 
-    def _explained(self, error: RuntimeError) -> RuntimeError:
+    def _explained(self, error: Exception) -> Exception:
         """What the error of a worker means, if it is known."""
         text = str(error)
+        if not isinstance(error, RuntimeError) and not text.startswith(
+            "Caught "
+        ):  # which is how a worker's own error begins
+            text = f"a worker is killed by signal or lost: {type(error).__name__}: {text}"
+            try:
+                time.sleep(SIGNAL_SECONDS)
+            except (
+                RuntimeError
+            ) as report:  # torch's own, from its signal handler, which would interrupt something else later
+                text = str(report)
         stopped = "a worker process was stopped from outside, most often by the system for lack of memory"
         advice = "pass a smaller num_workers= or image_size=, or give the job more memory"
         in_worker = "bootstrapping phase" in text
