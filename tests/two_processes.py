@@ -26,7 +26,6 @@ from superself.basics.distributed import from_rank_0, gather, gather_objects, me
 from superself.labels import multilabel_loss
 from superself.networks import BatchRenorm1d
 from superself.networks.batch_norm import synchronize_batch_norm
-from superself.training import Metrics
 
 from cases import CASES, Case, TinyBackbone, tiny_images
 
@@ -273,17 +272,6 @@ def error_of(function: Callable[[], Any]) -> ValueError | None:
 def shared_draw() -> list[list[int]]:
     """What each process has after ``from_rank_0``."""
     return gather_objects(from_rank_0(torch.tensor([rank(), 7])).tolist())
-
-
-@job
-def metrics() -> tuple[dict[str, float], dict[str, float]]:
-    """The means of this process, and of both."""
-    values = Metrics()
-    for step in range(2):
-        values.add("loss", 1.0 + step + 4 * rank())  # 1 and 2; 5 and 6
-    if rank() == 1:
-        values.add("rare", 8.0)
-    return values.means(), values.means(all_processes=True)
 
 
 @job

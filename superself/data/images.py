@@ -143,6 +143,11 @@ class Images(Dataset):
         """What cannot be read now, and what the search for files left out, as name -> reason."""
         return {**self.source.left_out, **self._named(self._broken)}
 
+    @property
+    def broken(self) -> dict[int, str]:
+        """The images that cannot be read now, as place -> reason."""
+        return dict(self._broken)
+
     def broken_places(self) -> Tensor:
         """The places of the images known to be broken, (n,) int64; decoding may find more."""
         return torch.tensor(sorted(self._broken), dtype=torch.int64)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from superself.basics.distributed import require_equal_rows
 from superself.basics.output import print_line
 from superself.training.boundary import StepBoundary
 from superself.training.checkpoint import archive, archived_path, expected_bytes, require_plain, write_checkpoint
@@ -236,6 +237,8 @@ class Run:
                     set_all_random_state(self, continued)
                 continue
             data = supervisor._as_batch(values).to(supervisor.device)
+            if not skips_itself:  # a user's loader
+                require_equal_rows(len(data), supervisor.device)
             signals.is_waiting = False
             if position == skipped:
                 signals.hold_back_children()
@@ -360,8 +363,8 @@ class Run:
         self.epoch += 1
         self.epoch_began = self.step
         self.resumed_within_epoch = False
-        for skipped in self.parallel.gather(self.skipped):
-            self.skipped.update(skipped)  # each process reads its own part
+        for broken in self.parallel.gather(self.supervisor.images.broken):
+            self.supervisor.images.report_broken(broken)  # each process reads its own part
         with self.parallel.solo(self.supervisor):
             for tracker in self.trackers:
                 row.update(tracker.measure(row) or {})

@@ -132,10 +132,5 @@ def test_a_shared_draw_is_that_of_rank_0(together):
     assert together("shared_draw") == [[0, 7], [0, 7]]
 
 
-def test_means_of_metrics_are_over_the_steps_of_all_processes(together):
-    mine, everyones = together("metrics")
-    assert mine == {"loss": 1.5} and everyones == {"loss": 3.5, "rare": 8.0}
-
-
 def test_processes_share_the_work_of_filling_a_bank(together):
     assert torch.allclose(together("bank_rows"), embeddings_in_parts(), atol=1e-6)
