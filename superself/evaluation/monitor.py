@@ -110,7 +110,10 @@ class FeatureMonitor:
         return row
 
     def rehearse(self, network: nn.Module, preprocessing: Preprocessing) -> None:
-        """Measures the kNN accuracy on a few images of the probe: what cannot work fails before the first step."""
+        """Measures the kNN accuracy on a few images of the probe: what cannot work fails before a resumed run.
+
+        A new run measures the whole probe before its first step, in ``baseline``.
+        """
         if self.probe is not None:
             self._knn(network, preprocessing, batch_size=32, batches=1)
 
@@ -269,9 +272,9 @@ class MonitorTracker(Tracker):
         if images.shape[1:] != supervisor.view_shape:
             images = recipe(None, supervisor.view_shape[1:])(images)
         self.monitor = FeatureMonitor(images, settings.probe, settings.probe_every, self.run.autocast)
-        self.monitor.rehearse(supervisor.exported_backbone, supervisor.preprocessing)
         if self._state:
             self.monitor.load_state_dict(self._state)
+            self.monitor.rehearse(supervisor.exported_backbone, supervisor.preprocessing)
         else:
             self.monitor.baseline(supervisor.exported_backbone, supervisor.preprocessing, self._embed)
 

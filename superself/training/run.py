@@ -70,8 +70,7 @@ class Run:
         self.resumed_within_epoch = False
         self._watch: GradientWatch | None = None  # during the first step
         self.tracker_states: list[dict[str, Any]] | None = None  # before they measure the end of an epoch
-        self._save_every = parse_duration("save_every", settings.save_every) or math.inf  # seconds
-        self._save_at = math.inf
+        self._save_every = self._save_at = parse_duration("save_every", settings.save_every) or math.inf  # seconds
         self.began_at = 0  # the step that this call of supervise() starts from
         self.continues = self._recording = False  # whether there is a file to resume; whether NAME belongs to this run
         self.epoch_random: dict[str, Any] | None = None  # before this epoch, where a user's loader draws the order
