@@ -336,7 +336,7 @@ def test_processes_of_slurm_train_together(tmp_path):
     assert output.count("epoch 1/1") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("rendezvous", ["c10d", "static"])
 def test_two_machines_train_together(tmp_path, rendezvous):
     path, port = script(tmp_path, TRAINS), free_port()

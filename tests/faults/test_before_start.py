@@ -457,7 +457,7 @@ def run_epochs(epochs):
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
-@pytest.mark.parametrize("epochs", [12, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("epochs", [12, pytest.param(300, marks=pytest.mark.thorough)])
 def test_long_runs_keep_no_more_threads_files_or_tensors(epochs):
     early, late = run_epochs(epochs)
     assert late == early

@@ -472,7 +472,7 @@ print(image.numel(), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - befor
 """
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["image.jpg", "turned.jpg", "image.png", "clear.png"])
 def test_decoding_takes_about_twice_the_memory_of_the_pixels(tmp_path, name):
     image = Image.new("RGBA" if name == "clear.png" else "RGB", (6000, 6000))
@@ -576,7 +576,7 @@ def test_300_damaged_files_are_read_or_listed(tmp_path, watched):
     check_mutations(tmp_path, 300, seed=0)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 def test_3000_damaged_files_are_read_or_listed(tmp_path, watched):
     check_mutations(tmp_path, 3000, seed=1)

@@ -112,7 +112,7 @@ def test_killed_at_random_and_resumed_equals_uninterrupted(case):
     assert_same_run("killed", "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @four
 @pytest.mark.parametrize("save_every", [0.01, None])
 def test_killed_up_to_thirty_times_at_random_and_resumed_equals_uninterrupted(case, save_every):

@@ -143,7 +143,7 @@ warnings.warn("at the end")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", [command for command in BROKEN if "2>&1" not in command])
 def test_a_script_ends_as_usual_whatever_happens_to_its_outputs(command):
     status, _, errors = shell(command, TRAINS)

@@ -209,7 +209,7 @@ def test_a_signal_to_the_group_is_stored_although_loader_workers_get_it_too(numb
 
 
 @needs_proc
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_a_signal_to_the_group_at_random_moments_is_always_stored(name):
     write_photos()
@@ -224,7 +224,7 @@ def test_a_signal_to_the_group_at_random_moments_is_always_stored(name):
 
 
 @needs_proc
-@pytest.mark.slow  # an idle worker looks for its parent every five seconds
+@pytest.mark.thorough  # an idle worker looks for its parent every five seconds
 def test_workers_end_when_their_parent_is_killed():
     write_photos()
     process = start()

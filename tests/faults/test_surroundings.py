@@ -60,7 +60,7 @@ def images(tmp_path):
 
 @pytest.mark.parametrize(
     ("start_method", "names"),
-    [("none", NAMES), ("fork", NAMES[:1]), pytest.param("spawn", NAMES[:1], marks=pytest.mark.slow)],
+    [("none", NAMES), ("fork", NAMES[:1]), pytest.param("spawn", NAMES[:1], marks=pytest.mark.thorough)],
 )
 def test_a_run_opens_no_connection_and_writes_only_its_own_files(start_method, names, tmp_path, images):
     script = tmp_path / "train.py"

@@ -94,7 +94,7 @@ def test_batch_that_takes_longer_than_a_poll_arrives_in_order(monkeypatch):
     assert torch.cat([batch.index for batch in batches]).tolist() == list(range(40))
 
 
-@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.thorough)])
 def test_worker_that_is_killed_is_named_with_the_likely_reason(method):
     batches = BatchLoader(open_images(Misbehaving(die)), SequentialBatches(40, 4), num_workers=1)
     batches._loader.multiprocessing_context = method

@@ -39,7 +39,7 @@ def assert_close(one, other, tolerance):
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, id=name, marks=() if name == "RotateNetSupervisor" else pytest.mark.slow)
+        pytest.param(case, id=name, marks=() if name == "RotateNetSupervisor" else pytest.mark.thorough)
         for case, name in zip(CASES, IDS, strict=True)
     ],
 )
@@ -50,7 +50,7 @@ def test_compiled_networks_give_the_loss_and_gradients_of_ordinary_ones(case, sp
     assert_close(compiled, one_step(case, prepare=nn.Module.train, **split), 1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_inductor_gives_the_loss_and_gradients_of_ordinary_networks(case):
     torch._dynamo.reset()

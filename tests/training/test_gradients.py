@@ -117,7 +117,7 @@ QUICK = {"InstanceDiscriminationSupervisor", "JigsawNetSupervisor", "MomentumCon
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        pytest.param(case, id=name, marks=() if name in QUICK else pytest.mark.thorough)
         for case, name in zip(CASES, IDS, strict=True)
     ],
 )
