@@ -30,6 +30,7 @@ def describe_plan(run: Any, kept: Any) -> str:
         plan += "; this run is already finished, pass a larger epochs= to continue it"
     if kept is not None:
         plan += f"; the run that was there is kept as {kept} (resume=True would continue it)"
+    plan += f"; {run.parallel.world_size} processes" if run.parallel.several else ""
     plan += run.training_step.describe()
     if run.parallel.agree(run.settings.progress and run.step < run.total_steps):
         seconds = estimate_seconds(run)

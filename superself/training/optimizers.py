@@ -196,13 +196,13 @@ def check_optimizer(optimizer: str | Callable[..., Optimizer]) -> Callable[..., 
 
 
 def check_made(made: Any, supervisor: str) -> tuple[Any, Optimizer, Any]:
-    """What ``_init_data_optimizer`` returned, if it is a loader, an optimizer and a schedule.
+    """What ``_init_data_optimizer`` returned, if it is three things; ``check_parts`` looks at each of them.
 
     Raises:
         TypeError: if it is anything else.
     """
     found = [type(part).__name__ for part in made] if isinstance(made, (tuple, list)) else type(made).__name__
-    if not isinstance(found, list) or len(found) != 3 or not hasattr(made[1], "step") or not hasattr(made[2], "step"):
+    if not isinstance(found, list) or len(found) != 3:
         raise TypeError(
             f"{supervisor}._init_data_optimizer returned {found}, and three things are needed; return train_loader, optimizer, "
             "lr_scheduler, in this order."

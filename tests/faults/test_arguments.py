@@ -182,7 +182,7 @@ OF_EVERY_ALGORITHM = [
     ("augment", {"name": "simclr", "strength": "a"}, "the recipe 'simclr' cannot be made with {'strength': 'a'}"),
     ("augment", nn.ReLU, "augment=<class .*ReLU'> is not an augmentation"),
     ("augment", lambda x, y: x, "augment is called with a batch of images, and the signature"),
-    ("on_bad_image", "x", 'on_bad_image=\'x\' is unknown; pass "skip" or "raise"'),
+    ("on_bad_image", "x", "on_bad_image='x' is unknown; pass 'skip' or 'raise'"),
     ("memory_limit", "a", "memory_limit must be a number of at least 0, got 'a'"),
     ("memory_limit", -1, "memory_limit must be a number of at least 0, got -1"),
     ("read", 3, "read=3 cannot be called"),
@@ -388,7 +388,7 @@ def test_an_update_that_never_steps_is_reported():
     [
         (lambda made: made[:2], r"\['BatchLoader', 'Adam'\]"),
         (lambda made: None, "NoneType"),
-        (lambda made: (made[1], made[0], made[2]), r"\['Adam', 'BatchLoader', 'LambdaLR'\]"),
+        (lambda made: (*made, None), r"\['BatchLoader', 'Adam', 'LambdaLR', 'NoneType'\]"),
     ],
 )
 def test_what_init_data_optimizer_must_return_is_said(change, found):

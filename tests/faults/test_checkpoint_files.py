@@ -238,7 +238,7 @@ class Overflows(RotateNetSupervisor):
 
 def test_a_run_whose_weights_overflow_stops_and_keeps_the_last_good_epoch():
     supervisor = Overflows(tiny_images(), backbone=TinyBackbone(), seed=0)
-    with pytest.raises(FloatingPointError, match=r"is not finite, so the run cannot be stored: run\.pt keeps"):
+    with pytest.raises(FloatingPointError, match=r"is not finite in epoch 2, step 4: run\.pt keeps"):
         supervisor.supervise(**SHORT | {"epochs": 3})
     assert read_checkpoint("run")["epoch"] == 1
 

@@ -92,12 +92,12 @@ def assert_same_run(name, other):
     assert rows(name) == rows(other)
 
 
-def kill_until_done(case, kills, longest, save_every, seed=0, **settings):
+def kill_until_done(case, kills, longest, save_every, seconds_per_step, seed=0, **settings):
     """How many starts were killed until one was done; after ``kills`` of them, the next may finish."""
     draw, killed = random.Random(seed), 0
 
     def work():
-        train(case, "killed", 0.01, save_every, resume="auto", **settings)
+        train(case, "killed", seconds_per_step, save_every, resume="auto", **settings)
 
     while not killed_after(draw.uniform(0, longest) if killed < kills else 60, work):
         killed += 1
@@ -107,7 +107,7 @@ def kill_until_done(case, kills, longest, save_every, seed=0, **settings):
 @four
 def test_killed_at_random_and_resumed_equals_uninterrupted(case):
     train(case, "whole")
-    killed = kill_until_done(case, kills=5, longest=0.5, save_every=0.01)
+    killed = kill_until_done(case, kills=5, longest=0.3, save_every=0.01, seconds_per_step=0.05)  # 16 steps
     assert killed >= 2
     assert_same_run("killed", "whole")
 
@@ -117,7 +117,9 @@ def test_killed_at_random_and_resumed_equals_uninterrupted(case):
 @pytest.mark.parametrize("save_every", [0.01, None])
 def test_killed_up_to_thirty_times_at_random_and_resumed_equals_uninterrupted(case, save_every):
     train(case, "whole", epochs=20)
-    killed = kill_until_done(case, kills=30, longest=0.6, save_every=save_every, seed=1, epochs=20)
+    killed = kill_until_done(
+        case, kills=30, longest=0.6, save_every=save_every, seconds_per_step=0.05, seed=1, epochs=20
+    )
     assert killed >= 10
     assert_same_run("killed", "whole")
 
