@@ -121,6 +121,9 @@ def _take(supervisor: Any, name: str | Path, stored: dict[str, Any], settings: S
     )
     _load_weights(supervisor, name, stored, contradictions, other_images)  # last: what can fail has not failed
     average = stored.get("average")
+    if average is not None:
+        own = supervisor.exported_backbone.state_dict()
+        require_fit(own, average["values"], f"the averaged weights in {name}")
     supervisor.averaged_weights = None if average is None else average["values"]
     supervisor._pristine = False
     return contradictions

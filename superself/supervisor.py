@@ -81,7 +81,7 @@ class Supervisor(Buildable):
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # name -> arguments, for create(name)
     needs_index: ClassVar[bool] = False  # whether ``_forward`` needs the positions of the images in the data set
     knows_its_images: ClassVar[bool] = False  # whether the loss says nothing about other images than those trained on
-    compares_images: bool = False  # whether the loss of an image depends on the other images of its batch
+    compares_images: bool | None = None  # whether an image's loss depends on the others of its batch; None if unknown
     skips_parameters: ClassVar[bool] = False  # whether some trained parameters get no gradient in some steps
     trains_backbone: bool = True  # False where the backbone is frozen on purpose
     run: Run | None = None  # of the last call of supervise()
@@ -131,8 +131,8 @@ class Supervisor(Buildable):
             batch_size: images per step.
             shuffle: a new order every epoch.
             num_workers: processes that decode files; 0 uses none for data in memory and one per core otherwise.
-            name: where the run is kept: NAME.pt, NAME.yaml, NAME.csv. A run that is there already is kept as NAME.1.
-            pretrained: start from the weights in NAME.pt, or from those of the run given here.
+            name: where the run is kept: NAME.pt, NAME.yaml, NAME.csv. An existing run of that name is kept as NAME.1.
+            pretrained: True starts from the weights in NAME.pt; a name starts from the weights of that run.
             lr_scheduler: None for "constant", "warmup_cosine", "cosine", a Schedule, or ``f(optimizer)``, which also gets
                 ``total_steps`` if it has a parameter of that name; steps once per optimizer step.
             resume: True continues the run in NAME.pt where it was stored; "auto" does so if there is one. Whatever determines
@@ -143,15 +143,16 @@ class Supervisor(Buildable):
                 compared are the code of classes and labels next to the images.
             overwrite: replace a run of this name.
             weight_decay: for weights, not for biases and norms; None leaves it to the optimizer.
-            seed: of order, views and dropout; None takes the constructor's, which covers the initial weights too.
+            seed: for the order of images, views and dropout; None uses the constructor's seed, which also sets the initial
+                weights.
             probe: (labelled_train, labelled_test): prints the kNN accuracy of the backbone; changes no weight.
             probe_every: epochs from one probe to the next.
-            precision: "bf16-mixed", "16-mixed", "32-true", or "auto": bfloat16 where the hardware computes in it. Losses are
-                scaled with "16-mixed", which is slow on processors.
+            precision: "bf16-mixed", "16-mixed", "32-true", or "auto": bfloat16 where the hardware computes in it. "16-mixed"
+                scales the loss, so ``_update`` must not add anything to it; it is very slow on CPUs.
             devices: how many accelerators or processes, or which ones; "auto" stays on the supervisor's device, and under
                 torchrun or SLURM takes one per process.
-            strategy: "ddp" or "fsdp" for several processes, "dp" for several accelerators in this one; "auto" is "ddp"
-                wherever there are several processes.
+            strategy: "ddp" for several processes, "dp" for several accelerators in this one; "auto" is "ddp" wherever there
+                are several processes.
             num_nodes: machines.
             sync_batchnorm: batch norm sees the batches of all processes.
             accumulate: parts of each batch that are computed one after the other, to save memory. ``batch_size`` stays the
@@ -159,21 +160,21 @@ class Supervisor(Buildable):
                 numbers are drawn for each part; refused where a loss compares the images of a batch.
             micro_batch: images that go through the networks at once, to save memory; the loss still compares all images of
                 the batch with each other. Costs one more forward pass. Batch norm sees these images only, as with ``accumulate``.
-            clip: largest norm of the gradient of all parameters together; None does not clip.
-            average: fraction of a moving average of the weights that is kept at each step, for example 0.999;
-                ``get_backbone(averaged=True)`` returns it.
+            clip: maximum norm of the gradient of all parameters together; None disables clipping.
+            average: decay of a moving average of the backbone's weights, for example 0.999; ``get_backbone(averaged=True)``
+                returns it.
             on_nan: when a loss or a gradient is not finite: "stop"; "skip" the step; or "rollback" to the last state of this
-                epoch, with other random numbers. Only "stop" does not wait for an accelerator at every step.
-            save_every: time between two savings within an epoch: "30s", "5min", "1h", seconds, or None.
-            compile: compile the networks (torch.compile); worth its minute in long runs.
+                epoch, with other random numbers. "skip" and "rollback" synchronise with the accelerator at every step.
+            save_every: how often to save within an epoch: "30s", "5min", "1h", seconds, or None.
+            compile: compile the networks (torch.compile); takes about a minute, which pays off in long runs.
             progress: False prints nothing.
             trackers: further observers of the run; see ``superself.training.Tracker``.
         Raises:
             TypeError, ValueError: before the first step, if an argument or the data cannot be used.
             OSError: before the first step, if NAME.pt cannot be written, for example for lack of space.
             RuntimeError: before the first step, if another process trains the run of this name.
-            FloatingPointError: if the loss is no longer finite; on the CPU before that step, on an accelerator within
-                a second. If weights are no longer finite; before they would be stored. The last good file stays.
+            FloatingPointError: if the loss is not finite (on the CPU before the step, on an accelerator within a second), or
+                if weights are not finite (before they are stored). The last good file is kept.
             KeyboardInterrupt, SystemExit: after a signal, once the step is complete and the run is stored.
         """
         reject_unknown(unknown, type(self).supervise)

@@ -109,9 +109,10 @@ def train(name: str, synchronized: bool = True, **arguments: Any) -> dict[str, A
     rows = []
     supervisor.supervise(
         lr=case.lr, optimizer="sgd", epochs=1, batch_size=BATCH, name=f"run{rank()}", overwrite=True, progress=False,
-        precision="32-true", trackers=[Rows(rows)], sync_batchnorm=synchronized,
+        precision="32-true", trackers=[Rows(rows)], sync_batchnorm=synchronized, average=0.9,
     )  # fmt: skip
     state = {name: value.clone() for name, value in supervisor.state_dict().items()}
+    state |= {f"average of {name}": value for name, value in supervisor.averaged_weights.items()}
     return {
         "state": state,
         "differing": sorted(supervisor.differing),

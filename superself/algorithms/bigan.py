@@ -58,6 +58,7 @@ class BiGanSupervisor(AdversarialSupervisor):
     """
 
     family = "generative"
+    compares_images = False
     fixed_image_size = True  # the decoder's
     smallest_image = 2
     loss_meaning = "adversarial cross-entropy; equilibrium at 0.693 (ln 2) for both players, lower is not always better"

@@ -46,6 +46,7 @@ class BYOLSupervisor(JointEmbedding):
     """
 
     family = "contrastive"
+    compares_images = False
     loss_meaning = (
         "2 - 2 cos of prediction and target, both directions; 0 is perfect, but a collapsed network also reaches 0"
     )

@@ -63,6 +63,7 @@ class ContextNetSupervisor(AdversarialSupervisor):
     """
 
     family = "predictive"
+    compares_images = False
     fixed_image_size = True  # the decoder's
     smallest_image = 2
     loss_meaning = "squared error per value in the hole, normalised, plus the weighted adversarial loss; 0 is perfect"

@@ -53,6 +53,7 @@ class DenoiseNetSupervisor(Supervisor):
     """
 
     family = "predictive"
+    compares_images = False
     fixed_image_size = True  # the decoder's
     loss_meaning = "squared error per value of the predicted clean image, normalised; 0 is perfect"
     likely_causes = (

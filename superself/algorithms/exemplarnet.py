@@ -49,6 +49,7 @@ class ExemplarNetSupervisor(Supervisor):
     """
 
     family = "patch"
+    compares_images = False
     loss_meaning = "cross-entropy of the image's identity; 0 is perfect"
     likely_causes = (
         "the run is too short for so many classes (each needs about a dozen epochs; pass a smaller n_classes)",

@@ -51,6 +51,7 @@ class InstanceDiscriminationSupervisor(JointEmbedding):
     """
 
     family = "contrastive"
+    compares_images = False
     loss_meaning = "cross-entropy of the image among all images; 0 is perfect"
     likely_causes = (
         "too few epochs: an image's row changes once per epoch (train longer, or on fewer images)",

@@ -58,6 +58,7 @@ class JigsawNetSupervisor(Supervisor):
     """
 
     family = "patch"
+    compares_images = False
     loss_meaning = "cross-entropy of the permutation; 0 is perfect"
     likely_causes = (
         "the images look alike everywhere (textures, microscopy), so that tiles have no typical position",

@@ -59,6 +59,7 @@ class MomentumContrastSupervisor(JointEmbedding):
     """
 
     family = "contrastive"
+    compares_images = False
     loss_meaning = "cross-entropy of finding the key of the same image in the queue; 0 is perfect"
     likely_causes = (
         "the learning rate is too high for this optimizer (try a tenth of it)",

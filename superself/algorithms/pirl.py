@@ -61,6 +61,7 @@ class PIRLSupervisor(JointEmbedding):
     """
 
     family = "contrastive"
+    compares_images = False
     loss_meaning = "cross-entropy of the image's row among others, for view and puzzle; 0 is perfect"
     likely_causes = (
         "too few epochs: an image's row changes once per epoch (train longer, or on fewer images)",

@@ -48,6 +48,7 @@ class RotateNetSupervisor(Supervisor):
     """
 
     family = "patch"
+    compares_images = False
     loss_meaning = "cross-entropy of the rotation; 0 is perfect"
     likely_causes = (
         "the images have no upright position (textures, microscopy, aerial views), so the rotation cannot be recognised",

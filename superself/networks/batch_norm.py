@@ -34,7 +34,10 @@ class _Split:
 
     def forward(self, x: Tensor) -> Tensor:
         normalize = super().forward
-        return torch.cat([normalize(part) for part in x.tensor_split(self.split_into)])
+        parts = max(
+            1, min(self.split_into, len(x) // 2)
+        )  # fewer where the network gets only some of the images at once
+        return torch.cat([normalize(part) for part in x.tensor_split(parts)])
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ def store_end(run: Any, error: BaseException | None) -> BaseException | None:
     try:
         if error is None:
             _save_last(run)
+        elif run.parallel.several:
+            pass  # storing takes all processes, and the others may not have failed
         elif not run.signals.twice and not isinstance(error, FloatingPointError):
             _save_last_complete_step(run)
     except BaseException as problem:

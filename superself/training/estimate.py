@@ -26,6 +26,8 @@ def describe_plan(run: Any, kept: Any) -> str:
     plan = f"{epochs} of {run.steps_per_epoch} steps, stored as {checkpoint_path(run.name)}"
     if run.step:
         plan += f", resumed after step {run.step}"
+        if run.stored_processes != run.parallel.world_size:
+            plan += f" (by {run.stored_processes} process{'es' * (run.stored_processes > 1)}: views draw other random numbers)"
     if run.step and run.step >= run.total_steps:
         plan += "; this run is already finished, pass a larger epochs= to continue it"
     if kept is not None:

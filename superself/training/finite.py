@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from superself.basics.distributed import mean, world_size
+from superself.basics.distributed import mean, rank, world_size
 from superself.basics.random import seed_everything
+from superself.training.gradients import require_gradients_before_step
 from superself.training.stored_state import load_run_state
 
 SKIPS_IN_A_ROW = 20  # skipped steps after which a run stops
@@ -62,12 +63,21 @@ class NonFiniteGuard:
         if self._everywhere(loss.detach().isfinite()):
             return True
         self._reject(f"loss is {loss.item()}")
+        if self.policy == "skip":
+            self.run.lr_scheduler.step()  # as _update does after a step without gradients
         return False
 
-    def accepts_gradients(self, optimizer: Optimizer) -> bool:
+    def accepts_gradients(self, optimizer: Optimizer, args: tuple = (), kwargs: dict[str, Any] | None = None) -> bool:
         """Whether the optimizer steps; if not, the gradients are removed, which makes its step do nothing."""
-        if self.policy == "stop" or self.run.training_step.scale is not None:  # which looks at float16 gradients itself
+        scale = self.run.training_step.scale
+        if scale is not None:  # it drops float16 gradients that overflow, which is normal now and then
+            scale.check(optimizer, args, kwargs)
+            if scale.dropped >= SKIPS_IN_A_ROW:
+                raise FloatingPointError(self._message(f"gradient is not finite in {scale.dropped} steps in a row"))
+            return not scale.dropped
+        if self.policy == "stop":
             return True
+        require_gradients_before_step(f'on_nan="{self.policy}"', args, kwargs)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not self._found:
             gradients = [p.grad._values() if p.grad.is_sparse else p.grad for p in parameters]
@@ -135,6 +145,7 @@ class NonFiniteGuard:
         run.resumed_within_epoch = True  # _before_epoch was called before the state was kept
         seed = (run.supervisor.seed + 1_000_003 * self.rollbacks + 7919 * run.step) % 2**31
         seed_everything(seed, run.supervisor.generator)
+        run.supervisor.generator.manual_seed(seed + rank())  # different views in each process
         run.warn(
             f"The {found} in {where}: gone back to the state after step {run.step}, with other random numbers "
             f"(rollback {self.rollbacks} of at most {ROLLBACKS}). Learning rate and data are unchanged."

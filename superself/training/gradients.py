@@ -29,6 +29,7 @@ class LossScale:
         self.scaler = torch.amp.GradScaler(device.type)
         self._device, self._inverse = device, torch.ones((), device=device)
         self._hooks = [parameter.register_hook(self._divide) for parameter in parameters]
+        self.dropped = 0  # steps in a row that were left out
 
     def next(self) -> Tensor:
         """The scale () of the coming backward pass."""
@@ -39,13 +40,16 @@ class LossScale:
     def _divide(self, gradient: Tensor) -> Tensor:
         return gradient * self._inverse.to(gradient.dtype)
 
-    def check(self, optimizer: Optimizer, *_: Any) -> None:
+    def check(self, optimizer: Optimizer, args: tuple = (), kwargs: dict[str, Any] | None = None) -> None:
         """Before a step: drops gradients that are not finite and adapts the scale; waits for the device, as GradScaler does."""
+        require_gradients_before_step("precision='16-mixed'", args, kwargs)
         parameters = with_gradient(optimizer)
         if not parameters:
             return
         found = self.scaler._check_inf_per_device(optimizer)
-        if any(value.item() for value in found.values()):
+        overflows = any(value.item() for value in found.values())
+        self.dropped = self.dropped + 1 if overflows else 0
+        if overflows:
             for parameter in parameters:
                 parameter.grad = None
         self.scaler.update()
@@ -64,12 +68,23 @@ def clipping(largest: float, note: Callable[[str, Tensor], None]) -> Callable[..
         note: called with the name and the norm before clipping, which stays on the device.
     """
 
-    def clip(optimizer: Optimizer, *_: Any) -> None:
+    def clip(optimizer: Optimizer, args: tuple = (), kwargs: dict[str, Any] | None = None) -> None:
+        require_gradients_before_step("clip=", args, kwargs)
         parameters = with_gradient(optimizer)
         if parameters:
             note("gradient_norm", clip_grad_norm_(parameters, largest))
 
     return clip
+
+
+def require_gradients_before_step(option: str, args: tuple, kwargs: dict[str, Any] | None) -> None:
+    """Raises a TypeError if ``step`` got a closure, which computes gradients after the hooks before the step."""
+    given = (*args, *(kwargs or {}).values())  # the optimizer itself is the first
+    if any(value is not None and not isinstance(value, Optimizer) for value in given):
+        raise TypeError(
+            f"{option} looks at the gradients before optimizer.step(), and step(closure) computes them within; call "
+            f"step() without a closure, after the backward pass, in _update(), or leave {option} out."
+        )
 
 
 def with_gradient(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -107,7 +108,7 @@ def _single_process(settings: Settings, device: torch.device) -> tuple[torch.dev
 
 def _command(devices: int, nodes: int) -> str:
     several = f"--nnodes {nodes} --node-rank RANK --master-addr ADDRESS " if nodes > 1 else ""
-    return f"torchrun {several}--nproc-per-node {devices} {' '.join(sys.argv) or 'train.py'}"
+    return f"torchrun {several}--nproc-per-node {devices} {shlex.join(sys.argv) or 'train.py'}"
 
 
 def _process_devices(settings: Settings, device: torch.device, local: int) -> list[torch.device]:

@@ -44,7 +44,7 @@ class Parallel:
         self.rank = distributed.get_rank() if several else 0
         self.stop: int | None = None  # the signal that all processes agreed to stop after
         self._save = False  # whether a process asked to save in the last exchange
-        self._next_exchange, self._last_exchange = 1, (0, time.perf_counter())
+        self.begin(0)
 
     @property
     def is_first(self) -> bool:
@@ -93,7 +93,9 @@ class Parallel:
         rows = self.gather({name: float(value) for name, value in row.items() if isinstance(value, (float, Tensor))})
         means = {name: sum(other[name] for other in rows) / len(rows) for name in set.intersection(*map(set, rows))}
         return {
-            name: value.new_tensor(means[name]) if isinstance(value, Tensor) else means.get(name, value)
+            name: value.new_tensor(means[name])
+            if isinstance(value, Tensor) and name in means
+            else means.get(name, value)
             for name, value in row.items()
         }
 
@@ -123,6 +125,10 @@ class Parallel:
         signal, interval, save = shared.tolist()
         self.stop, self._save = signal or None, bool(save)
         self._next_exchange = step + interval
+
+    def begin(self, step: int) -> None:
+        """The run starts, continues or goes back to this step: processes exchange after the next one."""
+        self._next_exchange, self._last_exchange = step + 1, (step, time.perf_counter())
 
     def stops(self, received: int | None) -> int | None:
         """The signal to stop after: ``received`` in a single process, otherwise what the last exchange agreed on."""
@@ -197,19 +203,26 @@ class Parallel:
             del module._ddp_params_and_buffers_to_ignore
 
     @torch.no_grad()
-    def average_running_statistics(self, module: nn.Module) -> None:
+    def average_running_statistics(self, module: nn.Module, averaged: dict[str, Tensor] | None = None) -> None:
         """Replaces the running statistics of batch norms by their means over processes, so that these agree.
 
         Without ``sync_batchnorm`` each process keeps those of its own batches.
+
+        Args:
+            module: the supervisor.
+            averaged: the moving average of a network, whose running statistics are treated alike.
         """
-        norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-        if not (self.several and norms):
+        if not self.several:
             return
+        norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
         buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
-        averaged = torch.cat([buffer.double() for buffer in buffers])
-        distributed.all_reduce(averaged)
+        buffers += [v for name, v in (averaged or {}).items() if name.endswith(("running_mean", "running_var"))]
+        if not buffers:
+            return
+        sums = torch.cat([buffer.double() for buffer in buffers])
+        distributed.all_reduce(sums)
         sizes = [len(buffer) for buffer in buffers]
-        for buffer, values in zip(buffers, averaged.div_(self.world_size).split(sizes), strict=True):
+        for buffer, values in zip(buffers, sums.div_(self.world_size).split(sizes), strict=True):
             buffer.copy_(values)
 
     @torch.no_grad()

@@ -71,6 +71,7 @@ class Run:
         self._watch: GradientWatch | None = None  # during the first step
         self.tracker_states: list[dict[str, Any]] | None = None  # before they measure the end of an epoch
         self._save_every = self._save_at = parse_duration("save_every", settings.save_every) or math.inf  # seconds
+        self.stored_processes = self.parallel.world_size  # of the run that is continued
         self.began_at = 0  # the step that this call of supervise() starts from
         self.continues = self._recording = False  # whether there is a file to resume; whether NAME belongs to this run
         self.epoch_random: dict[str, Any] | None = None  # before this epoch, where a user's loader draws the order
@@ -266,11 +267,11 @@ class Run:
             self.boundary.leave()
         return self.stepped
 
-    def _before_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
+    def _before_optimizer_step(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         """Called by torch before any optimizer steps: looks at the gradients if they are guarded."""
         if optimizer is not self.optimizer and id(optimizer.param_groups[0]["params"][0]) not in self._parameters:
             return  # of another run
-        if self.guard.accepts_gradients(optimizer):
+        if self.guard.accepts_gradients(optimizer, args, kwargs):
             self._has_stepped = True
             self.boundary.leave()
         else:
@@ -351,7 +352,7 @@ class Run:
             self.warn(
                 "No weight has changed: _update() never called optimizer.step(); call it after the backward pass."
             )
-        self.parallel.average_running_statistics(self.supervisor)
+        self.parallel.average_running_statistics(self.supervisor, self.supervisor.averaged_weights)
         try:
             with self.parallel.solo():
                 self._require_finite_weights(self.supervisor.state_dict())
@@ -427,7 +428,7 @@ class Run:
             FloatingPointError: if a weight is not finite; the previous file is kept.
         """
         self._start_record()
-        self.parallel.average_running_statistics(self.supervisor)
+        self.parallel.average_running_statistics(self.supervisor, self.supervisor.averaged_weights)
         state = run_state(self)
         with self.parallel.solo():
             self._require_finite_weights(state["model"])

@@ -84,7 +84,7 @@ def loss_in_parts(
             found = torch.autograd.grad(loss, parameters, share * outer, allow_unused=True)
             for parameter, gradient in zip(parameters, found, strict=True):
                 if gradient is not None:
-                    sums[parameter] = gradient if parameter not in sums else sums[parameter].add_(gradient)
+                    sums[parameter] = gradient if parameter not in sums else sums[parameter] + gradient
     for of_memory, memory in zip(remembered, memories, strict=True):
         memory.remember_parts(of_memory)
     return _Loss.apply(loss, torch.stack(values).sum(), share, scale, *sums.values(), *sums)

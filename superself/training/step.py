@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,13 @@ class TrainingStep:
                 "compares the images of a batch with each other, so the mean over the parts is another loss; pass "
                 f"micro_batch={max(1, settings.batch_size // settings.accumulate)} instead, which needs as little memory."
             )
+        if settings.accumulate > 1 and (supervisor.compares_images is None or not supervisor.uses_its_own_loss):
+            warnings.warn(
+                f"accumulate={settings.accumulate} gives the gradient of the whole batch only if the loss is a mean over images "
+                f"that are not compared with each other; if so, set compares_images = False in {type(supervisor).__name__}, "
+                "otherwise pass micro_batch= instead.",
+                stacklevel=5,
+            )
         self.scale: LossScale | None = None
         self.average: WeightAverage | None = None
         self.micro: MicroBatches | None = None
@@ -58,7 +66,6 @@ class TrainingStep:
                 )
         if scaled:
             self.scale = LossScale(run.supervisor.device, parameters)
-            self._hooks.append(optimizer.register_step_pre_hook(self.scale.check))
         if settings.clip is not None:
             self._hooks.append(optimizer.register_step_pre_hook(clipping(settings.clip, run.supervisor.note)))
         if settings.average is not None:
@@ -103,14 +110,13 @@ class TrainingStep:
     def describe(self) -> str:
         """How batches are split, for the first lines of a run; "" if they are not."""
         settings = self.run.settings
-        norm = ", and so does batch norm" if has_batch_norm(self.run.supervisor) else ""
+        norm = "; batch norm sees one part at a time" if has_batch_norm(self.run.supervisor) else ""
         if settings.accumulate > 1:
             each = settings.batch_size // settings.accumulate
-            return (
-                f"; steps of {settings.accumulate} parts of {each} images, which the networks see one at a time{norm}"
-            )
+            return f"; each step in {settings.accumulate} parts of {each} images{norm}"
         if self.micro is not None:
-            return f"; networks see {settings.micro_batch} images at a time{norm}"
+            norm = " and batch norm" if norm else ""
+            return f"; networks{norm} see {settings.micro_batch} images at a time"
         return ""
 
     def state_dict(self) -> dict[str, Any]:

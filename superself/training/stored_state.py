@@ -41,6 +41,7 @@ def load_run_state(run: Any, stored: dict[str, Any]) -> None:
     run.lr_scheduler.load_state_dict(stored["lr_scheduler"])
     if stored["sampler"]:
         run.sampler.load_state_dict(stored["sampler"])
+    run.parallel.begin(run.step)
     run.count_steps(run.loader)
     run.metrics.load_state_dict(stored["metrics"])
     states = list(stored["trackers"])
@@ -52,7 +53,7 @@ def load_run_state(run: Any, stored: dict[str, Any]) -> None:
     run.guard.load_state_dict(stored.get("guard", {}))
     run.training_step.load_state_dict(stored)
     states = [stored["random"], *stored.get("random_of_others", [])]
-    same = len(states) == run.parallel.world_size
+    run.stored_processes, same = len(states), len(states) == run.parallel.world_size
     set_all_random_state(run, states[run.parallel.rank if same else 0])
     if not same:  # views continue from numbers of their own in each process
         entropy = (stored["seed"], run.epoch, run.step, run.parallel.rank)

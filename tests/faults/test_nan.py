@@ -283,3 +283,40 @@ def test_stop_never_fetches_a_value_at_a_step(monkeypatch):
         warnings.simplefilter("error")
         assert supervisor.run.guard.accepts_loss(torch.ones((), device="meta"))
     assert fetched == [] and supervisor.run.guard.accepts_gradients(None)
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
+def test_float16_gradients_that_are_never_finite_end_the_run(policy):
+    supervisor = poisoned(FOUR[0], range(100))
+    with pytest.raises(FloatingPointError, match="gradient is not finite in 20 steps in a row"):
+        supervisor.supervise(**{**SHORT, "epochs": 8}, precision="16-mixed", on_nan=policy)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_the_schedule_goes_on_after_a_skipped_step(what):
+    supervisor = poisoned(FOUR[0], {1}, what)
+    supervisor.supervise(**SHORT, lr_scheduler="cosine", on_nan="skip")
+    assert supervisor.run.lr_scheduler.last_epoch == 8  # steps
+
+
+def test_after_a_rollback_each_process_draws_views_of_its_own(monkeypatch):
+    seeds = []
+    for rank in (0, 1):
+        monkeypatch.setattr(finite, "rank", lambda rank=rank: rank)
+        supervisor = poisoned(FOUR[0], {1}, "loss")
+        supervisor.supervise(**SHORT, on_nan="rollback", overwrite=True)
+        seeds.append(supervisor.generator.initial_seed())
+    assert seeds[1] == seeds[0] + 1
+
+
+@pytest.mark.parametrize(("option", "value"), [("clip", 1.0), ("on_nan", "skip"), ("precision", "16-mixed")])
+def test_options_that_look_at_gradients_refuse_steps_with_a_closure(option, value):
+    class WithClosure(superself.RotateNetSupervisor):
+        def _update(self, loss, optimizer, lr_scheduler):
+            loss.backward()
+            optimizer.step(lambda: loss)
+            lr_scheduler.step()
+
+    supervisor = WithClosure(tiny_images(), backbone=TinyBackbone(), seed=0)
+    with pytest.raises(TypeError, match=f"{option}=.* looks at the gradients before optimizer.step"):
+        supervisor.supervise(**SHORT, **{option: value})

@@ -121,3 +121,10 @@ def test_what_torch_has_synchronized_stays_as_it_is():
     net = nn.SyncBatchNorm.convert_sync_batchnorm(network())
     assert isinstance(net[1], nn.SyncBatchNorm) and is_synchronized(net)
     assert type(synchronize_batch_norm(net)[1]) is nn.SyncBatchNorm is type(restore_batch_norm(net)[1])
+
+
+def test_parts_of_a_few_images_have_at_least_two_rows_each():
+    net = nn.BatchNorm1d(3).train()
+    with split_batch_norm(net, 4):
+        net(torch.randn(3, 3))
+    assert net.num_batches_tracked == 1

@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from steps import IDS
 from torch import nn
 
 from superself import LabelSupervisor, MomentumContrastSupervisor, RotateNetSupervisor, features
 from superself.networks import CombinedNet
 
 from cases import CASES, TinyBackbone, tiny_images
+from steps import IDS
 
 SHORT = {"epochs": 2, "batch_size": 8, "name": "run", "progress": False}
 

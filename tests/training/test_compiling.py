@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from steps import IDS, one_step
 from torch import nn
 
 from superself import RotateNetSupervisor
 from superself.training import read_checkpoint
 
 from cases import CASES, TinyBackbone, tiny_images
+from steps import IDS, one_step
 
 SHORT = {"epochs": 2, "batch_size": 8, "name": "run", "progress": False}
 compile_module = nn.Module.compile

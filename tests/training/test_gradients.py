@@ -6,12 +6,12 @@ import csv
 
 import pytest
 import torch
-from steps import IDS, assert_equal_steps, draw_alike, one_step
 
 from superself import BiGanSupervisor, RotateNetSupervisor
 from superself.training.gradients import LossScale
 
 from cases import CASES, Case, TinyBackbone, tiny_images
+from steps import IDS, assert_equal_steps, draw_alike, one_step
 
 SHORT = {"epochs": 2, "batch_size": 8, "name": "run", "progress": False}
 HALF = {"precision": "16-mixed"}
@@ -159,7 +159,8 @@ class Overflows(RotateNetSupervisor):
             loss.register_hook(lambda gradient: gradient * torch.inf)
         return loss
 
-    def _after_step(self):
+    def _update(self, loss, optimizer, lr_scheduler):
+        super()._update(loss, optimizer, lr_scheduler)
         weights.append([p.detach().clone() for p in self.parameters()])
         scales.append(self.run.training_step.scale.scaler.get_scale())
         averages.append([value.clone() for value in self.averaged_weights.values()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from superself import RotateNetSupervisor
 from superself.basics.distributed import alone, gather, world_size
 from superself.training import Parallel, Settings, start_processes
+from superself.training.ending import store_end
 from superself.training.launch import launched_processes
 
 from cases import TinyBackbone, tiny_images
@@ -158,3 +160,23 @@ def test_a_file_of_another_number_of_processes_gives_each_process_its_own_random
         states.append(resumed.generator.get_state())
     assert torch.equal(states[0], stored["random"]["run"])
     assert not torch.equal(states[1], states[0])
+
+
+def test_a_run_that_goes_on_at_a_late_step_exchanges_after_the_next_one(monkeypatch):
+    parallel = Parallel(CPU)
+    parallel.world_size = 2
+    parallel.begin(1200)
+    assert not parallel.due(1200, True) and parallel.due(1201, False)
+
+
+def test_a_value_that_only_one_process_has_stays_its_own(monkeypatch):
+    parallel = Parallel(CPU)
+    parallel.world_size = 2
+    monkeypatch.setattr(parallel, "gather", lambda row: [row, {"loss": 3.0}])
+    row = {"loss": torch.tensor(1.0), "mine": torch.tensor(5.0), "other": 7.0}
+    assert parallel.average(row) == {"loss": 2.0, "mine": 5.0, "other": 7.0}
+
+
+def test_after_an_error_in_one_of_several_processes_nothing_is_stored_that_takes_all_of_them():
+    run = SimpleNamespace(parallel=SimpleNamespace(several=True), signals=SimpleNamespace(twice=False))
+    assert store_end(run, OSError("lost")) is None

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from steps import IDS, assert_equal_steps, draw_alike, one_step, without_batch_norm
 from torch import distributed, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import cross_entropy, normalize
@@ -24,6 +23,7 @@ from superself.networks import BatchRenorm1d
 from superself.training.split_batch import MicroBatches
 
 from cases import CASES, Case, TinyBackbone, tiny_halves, tiny_images
+from steps import IDS, assert_equal_steps, draw_alike, one_step, without_batch_norm
 
 # With random blocks, images have holes of different sizes, which the mean over the batch counts and that over parts cannot.
 EXACT = {"ContextNetSupervisor": {"region": "center"}}
@@ -78,8 +78,8 @@ def test_parts_are_refused_where_images_are_compared_with_each_other(algorithm, 
     ("split", "plan"),
     [
         ({}, "2 steps, stored as run.pt"),
-        ({"accumulate": 4}, "4 parts of 2 images, which the networks see one at a time, and so does batch norm"),
-        ({"micro_batch": 4}, "networks see 4 images at a time, and so does batch norm"),
+        ({"accumulate": 4}, "each step in 4 parts of 2 images; batch norm sees one part at a time"),
+        ({"micro_batch": 4}, "networks and batch norm see 4 images at a time"),
     ],
     ids=str,
 )
@@ -268,3 +268,25 @@ def test_a_step_synchronises_processes_once(split, monkeypatch, tmp_path):
     assert_equal_steps(wrapped, alone)
     weights = sum(p.numel() for p in alone["supervisor"].parameters())
     assert sum(map(torch.numel, summed)) == weights
+
+
+def test_parameters_that_share_one_gradient_get_it_once_for_each_part(monkeypatch):
+    class Shared(TinyBackbone):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+
+        def forward(self, images):
+            return super().forward(images) + (self.a + self.b)  # autograd gives both the same tensor
+
+    draw_alike(monkeypatch)
+    case = Case(RotateNetSupervisor, backbone=Shared)
+    assert_equal_steps(one_step(case, accumulate=4), one_step(case))
+
+
+def test_a_loss_of_unknown_kind_warns_that_parts_may_not_be_exact():
+    class Own(SimCLR):
+        compares_images = None
+
+    with pytest.warns(UserWarning, match="accumulate=4 .* set compares_images = False in Own"):
+        Own(tiny_images(), backbone=TinyBackbone(), augment="byol").supervise(**SHORT, accumulate=4)
