@@ -22,12 +22,13 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 from bench.report import append, command, listed, machine, pick_device, section, spread, table
-from superself import create
-from superself.data import photos
+from superself import create, training
+from superself.data import Images, loader, photos
 from superself.evaluation.monitor import MonitorTracker
 from superself.supervisor import Supervisor
 from superself.training.checkpoint import read_checkpoint, write_checkpoint
@@ -78,9 +79,10 @@ class Stopwatch:
         return time.perf_counter()
 
 
-def measure_training(name: str, backbone: str, size: int, batch_size: int, epochs: int, device: torch.device) -> list:
+def measure_training(
+    name: str, backbone: str, images: Images, batch_size: int, epochs: int, device: torch.device
+) -> list:
     """Rows of the table of one algorithm: where the time of a run with all defaults goes."""
-    images = photos("train", size)
     watch = Stopwatch(device)
     supervisor = create(name, images, backbone=backbone, seed=0).to(device)
     watch.attach("algorithm", supervisor, *ALGORITHM)
@@ -92,13 +94,16 @@ def measure_training(name: str, backbone: str, size: int, batch_size: int, epoch
             part = "monitor" if isinstance(tracker, MonitorTracker) else "progress and record"
             watch.attach(part, tracker, "start", "step", "measure", "epoch", "end")
         watch.attach("saving", supervisor.run, "save")
-        watch.attach("time estimate", supervisor.run, "_plan")
-        loader = supervisor.run.loader
-        loader._fetch.__class__.__getitems__ = watch.timed("loading", loader._fetch.__class__.__getitems__)
         return trackers
 
     supervisor._trackers = timed_trackers
-    with tempfile.TemporaryDirectory() as folder:
+    plan = watch.timed("time estimate", training.run.describe_plan)
+    fetch = watch.timed("loading", loader._Fetch.__getitems__)
+    with (
+        mock.patch.object(training.run, "describe_plan", plan),
+        mock.patch.object(loader._Fetch, "__getitems__", fetch),
+        tempfile.TemporaryDirectory() as folder,
+    ):
         whole = watch.timed("loop and start", functools.partial(Supervisor.supervise, supervisor))
         whole(epochs=epochs, batch_size=batch_size, name=Path(folder, "run"), progress=True)
     return training_rows(watch, epochs, len(images))
@@ -202,7 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kinds = [(name, backbone) for name in options.algorithms for backbone in (options.backbone, None)]
     tables.append(table(CHECKPOINT_HEAD, [measure_checkpoint(*kind, options.size) for kind in kinds]))
     for name in options.algorithms:
-        rows = measure_training(name, options.backbone, options.size, options.batch_size, options.epochs, device)
+        images = photos("train", options.size)
+        rows = measure_training(name, options.backbone, images, options.batch_size, options.epochs, device)
         title = (f"{name}, {options.backbone}: {TRAINING_HEAD[0]}", *TRAINING_HEAD[1:])
         tables.append(table(title, rows))
     text = section("what the framework costs", device, command("bench.overhead", arguments), facts, tables)

@@ -5,7 +5,8 @@ import time
 import pytest
 import torch
 
-from bench.overhead import Stopwatch, training_rows
+from bench.overhead import Stopwatch, measure_training, training_rows
+from superself.data import photos
 
 
 @pytest.fixture
@@ -38,3 +39,11 @@ def test_what_comes_once_per_epoch_weighs_less_in_a_longer_epoch():
     assert rows["saving"][3] == pytest.approx(25)  # of 8 s
     assert rows["saving"][4] == pytest.approx(100 * 1 / (3 * 10 + 1))  # 1 s per epoch, and 3 s for 5,000 images
     assert rows["all but algorithm and loading"][3] == pytest.approx(25)
+
+
+def test_the_time_of_a_run_is_divided_among_its_parts():
+    images = photos("train", 32, 64)
+    rows = measure_training("rotatenet", "mobilenet_v3_small", images, 32, 1, torch.device("cpu"))
+    parts = {row[0]: row[1] for row in rows}
+    assert {"algorithm", "loading", "saving", "monitor", "time estimate", "progress and record"} <= parts.keys()
+    assert all(seconds > 0 for seconds in parts.values()) and max(parts, key=parts.get) == "algorithm"
