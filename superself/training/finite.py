@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from superself.basics.distributed import mean, rank, world_size
 from superself.basics.random import seed_everything
-from superself.training.gradients import require_gradients_before_step
+from superself.training.checkpoint import nonfinite_names
+from superself.training.gradients import require_gradients_before_step, with_gradient
 from superself.training.stored_state import load_run_state
 
 SKIPS_IN_A_ROW = 20  # skipped steps after which a run stops
@@ -43,7 +44,7 @@ class NonFiniteGuard:
     def start(self) -> None:
         """Before the first step: notes which buffers hold infinities on purpose, such as masks."""
         parameters = {name for name, _ in self.run.supervisor.named_parameters()}
-        self._allowed = _not_finite(self.run.supervisor.state_dict()) - parameters
+        self._allowed = set(nonfinite_names(self.run.supervisor.state_dict())) - parameters
 
     def row(self) -> dict[str, int]:
         """What the row of an epoch says."""
@@ -78,7 +79,7 @@ class NonFiniteGuard:
         if self.policy == "stop":
             return True
         require_gradients_before_step(f'on_nan="{self.policy}"', args, kwargs)
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        parameters = with_gradient(optimizer)
         if not self._found:
             gradients = [p.grad._values() if p.grad.is_sparse else p.grad for p in parameters]
             largest = torch._foreach_norm([g for g in gradients if g.numel()], math.inf) if gradients else []
@@ -172,7 +173,7 @@ class NonFiniteGuard:
 
     def require_finite_weights(self, model: dict[str, Any]) -> None:
         """Raises a FloatingPointError that names the first weight or buffer that is not finite."""
-        wrong = _not_finite(model) - self._allowed
+        wrong = set(nonfinite_names(model)) - self._allowed
         if wrong:
             first = next(name for name in model if name in wrong)
             more = f" and {len(wrong) - 1} more tensors are" if len(wrong) > 1 else " is"
@@ -212,17 +213,6 @@ def check_scalar(loss: Any, supervisor: nn.Module) -> None:
             "leave out detach(), torch.no_grad() and conversions to integers, also around supervise(), and unfreeze a part of "
             "the networks."
         )
-
-
-def _not_finite(model: dict[str, Any]) -> set[str]:
-    """Names of the tensors that hold a value that is not finite; fetched from each device in one go."""
-    values = {k: v for k, v in model.items() if isinstance(v, Tensor) and v.is_floating_point() and v.numel()}
-    if not values:
-        return set()
-    device = next(iter(values.values())).device
-    # The smallest and the largest value are NaN if one is; ten times as fast as asking every value.
-    finite = [torch.stack(value.detach().aminmax()).isfinite().all().to(device) for value in values.values()]
-    return {name for name, is_finite in zip(values, torch.stack(finite).tolist(), strict=True) if not is_finite}
 
 
 def _copied(value: Any) -> Any:
