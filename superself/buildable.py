@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -284,7 +284,7 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
             pair = isinstance(given, (tuple, list)) and name == "backbone"  # a network for each half of the channels
             for network in given if pair else [given]:
                 has_a_name = isinstance(network, str) and (name == "backbone" or network in self.named_projectors)
-                if network is not None and not has_a_name:
+                if network is not None and not has_a_name and not isinstance(network, Mapping):
                     require_trainable(name, network)
         if self.model is not None:
             require_trainable("model", self.model)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from superself.basics.distributed import rank, total, world_size
 from superself.basics.random import preserve_random_state
 from superself.data import BatchLoader
 from superself.networks import MLP, CombinedNet, build_backbone, feature_width
+from superself.networks.heads import check_head
 from superself.networks.modes import batch_statistics, evaluation_mode
 from superself.supervisor import Supervisor
 
@@ -22,52 +23,73 @@ if TYPE_CHECKING:
 
     from superself.buildable import Options
 
+Head = nn.Module | Mapping[str, Any] | None  # a projector or predictor: a module, arguments of MLP, or the method's own
 LARGEST_BATCH = 256  # images that are embedded at once when a bank is filled
 
 
 class JointEmbedding(Supervisor):
     """Backbone and projector in one network, ``self.model``, which maps views to embeddings.
 
-    A subclass sets ``n_views`` and the default of ``augment``, adds predictors, momentum encoders, queues or banks in
-    ``_build`` after ``super()._build()``, writes ``_forward``, and moves what it added in ``_after_step``.
+    A subclass sets ``n_views``, the default of ``augment`` and the arguments of its heads, adds momentum encoders, queues or
+    banks in ``_build`` after ``super()._build()``, writes ``_forward``, and moves what it added in ``_after_step``. A
+    projector or predictor may be given as a dictionary of arguments of ``MLP``, which replace the method's own one by one:
+    ``projector={"layers": 3, "norm": "batch"}``.
 
     Args:
         dataset: see Supervisor, also for the options that are not listed here.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
-        projector: from features (B, D) to embeddings (B, E); None for the method's own.
+        projector: from features (B, D) to embeddings (B, E): a module, a dictionary of arguments of MLP, or None for the
+            method's own.
         loss: None for the method's own.
     """
 
     n_views = 2
+    projector_defaults: ClassVar[dict[str, Any]] = {"out_features": 128, "layers": 1}  # arguments of MLP
+    predictor_defaults: ClassVar[dict[str, Any] | None] = (
+        None  # of the online side's predictor, or None for methods without
+    )
 
     def __init__(
         self,
         dataset: Any = None,
         backbone: str | nn.Module | None = None,
-        projector: nn.Module | None = None,
+        projector: Head = None,
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(None, dataset, loss, collate_fn, **options)
-        self.given.backbone, self.given.projector = backbone, projector
+        check_head("projector", projector, self.named_projectors)
+        self.given.backbone, self.given.projector, self.given.predictor = backbone, projector, None
 
     def _build(self) -> None:
         self.loss = self.given.loss or self._default_loss()
         backbone = build_backbone(self.given.backbone, self.network_shape)
-        projector = self.given.projector
-        if projector is None or projector in self.named_projectors:
-            projector = self._default_projector(feature_width(backbone, self.network_shape))
-        self.model = CombinedNet(backbone, projector)
+        self.model = CombinedNet(backbone, self._make_projector(feature_width(backbone, self.network_shape)))
         self.embedding_width = feature_width(self.model, self.network_shape)  # E
+        if self.predictor_defaults is not None:
+            self.predictor = self._make_predictor(self.embedding_width)
 
     def _default_loss(self) -> Callable[..., Tensor]:
         """The method's loss, made of its hyper-parameters."""
         raise TypeError(f"{type(self).__name__} defines no _default_loss(); write one, or pass loss=.")
 
-    def _default_projector(self, width: int) -> nn.Module:
-        """The projector for features of this width; a linear layer with E = 128 unless a method says otherwise."""
-        return MLP(width, 128, layers=1)
+    def _make_projector(self, width: int) -> nn.Module:
+        """The projector for features of this width: the one that was given, or the method's own."""
+        return self._make_head(self.given.projector, width, self._projector_arguments(width))
+
+    def _make_predictor(self, width: int) -> nn.Module:
+        """The predictor for embeddings of this width: the one that was given, or the method's own."""
+        return self._make_head(self.given.predictor, width, {"out_features": width, **self.predictor_defaults})
+
+    def _projector_arguments(self, width: int) -> dict[str, Any]:
+        """The arguments of the method's own projector, for features of this width."""
+        return self.projector_defaults
+
+    def _make_head(self, given: Any, width: int, defaults: Mapping[str, Any]) -> nn.Module:
+        if isinstance(given, nn.Module):
+            return given
+        return MLP(width, **{**defaults, **(given if isinstance(given, Mapping) else {})})
 
     def embed(self, images: Tensor) -> Tensor:
         """Embeddings (B, E) of preprocessed images (B, C, h, w)."""

@@ -21,7 +21,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"version"},
     {"basics"},
-    {"networks", "losses", "training"},
+    {"networks", "training"},
+    {"losses"},  # some keep a queue of negatives
     {"data"},
     {"augment"},
     {"evaluation"},

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from superself.basics.validate import require_fraction
 from superself.data import Batch
-from superself.joint_embedding import JointEmbedding
+from superself.joint_embedding import Head, JointEmbedding
 from superself.losses import NegativeCosine
-from superself.networks import MLP, MomentumEncoder
+from superself.networks import MomentumEncoder
+from superself.networks.heads import check_head
 from superself.training import Schedule
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ class BYOLSupervisor(JointEmbedding):
         momentum: of the target at the first step, from where it rises to 1 by half a cosine; or a Schedule. For runs of a few
             hundred steps use 0.99 or less, so that the target moves at all.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
-        projector: from features (B, D) to embeddings (B, E); None for the paper's MLP with E = 256.
-        predictor: from embeddings (B, E) to predictions (B, E); None for the paper's MLP.
+        projector: from features (B, D) to embeddings (B, E); a module, a dictionary of arguments of MLP, or None for the
+            paper's MLP with E = 256.
+        predictor: from embeddings (B, E) to predictions (B, E), likewise; None for the paper's MLP.
         loss: called with prediction (B, E) and target (B, E), enters as 2 + 2 loss; None for minus the cosine.
     Shape:
         batch of images (B, C, H, W) -> loss ().
@@ -45,6 +47,8 @@ class BYOLSupervisor(JointEmbedding):
         ValueError: if ``momentum`` is not in [0, 1], or ``augment`` does not make two views.
     """
 
+    projector_defaults = {"out_features": 256, "hidden": 4096, "norm": "batch"}
+    predictor_defaults = {"hidden": 4096, "norm": "batch"}
     family = "contrastive"
     compares_images = False
     loss_meaning = (
@@ -62,8 +66,8 @@ class BYOLSupervisor(JointEmbedding):
         augment: Any = "byol",
         momentum: float | Schedule = 0.996,
         backbone: str | nn.Module | None = None,
-        projector: nn.Module | None = None,
-        predictor: nn.Module | None = None,
+        projector: Head = None,
+        predictor: Head = None,
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
         **options: Unpack[Options],
@@ -71,13 +75,11 @@ class BYOLSupervisor(JointEmbedding):
         super().__init__(dataset, backbone, projector, loss, collate_fn, augment=augment, **options)
         require_fraction("momentum", momentum, "is the fraction of the target that is kept")
         self.momentum = momentum
+        check_head("predictor", predictor)
         self.given.predictor = predictor
 
     def _build(self) -> None:
-        super()._build()  # self.model = backbone f and projector g
-        width = self.embedding_width
-        predictor = self.given.predictor  # q, online network only
-        self.predictor = MLP(width, width, hidden=4096, norm="batch") if predictor is None else predictor
+        super()._build()  # self.model = backbone f and projector g; self.predictor = q, online network only
         self.target = MomentumEncoder(self.model)
 
     def _forward(self, data: Batch) -> Tensor:
@@ -99,9 +101,6 @@ class BYOLSupervisor(JointEmbedding):
 
     def _default_loss(self) -> NegativeCosine:
         return NegativeCosine()
-
-    def _default_projector(self, width: int) -> nn.Module:
-        return MLP(width, 256, hidden=4096, norm="batch")
 
     @property
     def chance_loss(self) -> float:

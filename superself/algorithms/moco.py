@@ -13,9 +13,9 @@ from torch.nn.functional import normalize
 from superself.basics.distributed import from_rank_0, gather, rank, world_size
 from superself.basics.validate import require_bool, require_count, require_fraction, require_positive
 from superself.data import Batch
-from superself.joint_embedding import JointEmbedding
+from superself.joint_embedding import Head, JointEmbedding
 from superself.losses import InfoNCE
-from superself.networks import MLP, FeatureQueue, MomentumEncoder
+from superself.networks import FeatureQueue, MomentumEncoder
 from superself.networks.batch_norm import batch_norms, is_synchronized, split_batch_norm
 from superself.training import Schedule
 
@@ -79,7 +79,7 @@ class MomentumContrastSupervisor(JointEmbedding):
         splits: int = 4,
         symmetric: bool = False,
         backbone: str | nn.Module | None = None,
-        projector: str | nn.Module = "mlp",
+        projector: str | Head = "mlp",
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
         **options: Unpack[Options],
@@ -89,8 +89,6 @@ class MomentumContrastSupervisor(JointEmbedding):
         require_fraction("momentum", momentum, "is the fraction of the key encoder that is kept")
         require_positive("temperature", temperature, "divides similarities")
         require_count("splits", splits, "is the number of parts of a batch")
-        if not isinstance(projector, nn.Module) and projector not in self.named_projectors:
-            raise ValueError(f"projector={projector!r} is unknown; pass 'linear', 'mlp' or a module.")
         require_bool("symmetric", symmetric, "makes each view the query once")
         self.queue_size, self.momentum, self.temperature = queue_size, momentum, temperature
         self.splits, self.symmetric = splits, symmetric
@@ -163,8 +161,10 @@ class MomentumContrastSupervisor(JointEmbedding):
     def _default_loss(self) -> InfoNCE:
         return InfoNCE(self.temperature)
 
-    def _default_projector(self, width: int) -> nn.Module:
-        return MLP(width, 128, hidden=min(width, 2048), layers=PROJECTORS[self.given.projector])
+    def _projector_arguments(self, width: int) -> dict[str, Any]:
+        given = self.given.projector
+        layers = PROJECTORS[given] if isinstance(given, str) else 2
+        return {"out_features": 128, "hidden": min(width, 2048), "layers": layers}
 
     @property
     def chance_loss(self) -> float:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from superself.basics.validate import require_choice, require_count
+from superself.basics.validate import require_choice, require_count, shortened
 from superself.networks.norms import BatchRenorm1d, StandardizedLinear
 
 GROUPS = 16  # of group norm, or fewer where 16 does not divide the width
@@ -75,6 +77,29 @@ class MLP(nn.Sequential):
             if not last:
                 modules.append(_ACTIVATIONS[activation]())
         super().__init__(*modules)
+
+
+def check_head(name: str, head: Any, named: Iterable[str] = ()) -> None:
+    """Refuses a projector or predictor whose arguments of ``MLP``, or whose name, are unknown. Modules are checked later.
+
+    Args:
+        name: of the argument.
+        head: a module, a dictionary of arguments of ``MLP``, a name or None.
+        named: the names that the method accepts.
+    Raises:
+        ValueError: if the dictionary has a key that is not an argument of ``MLP``, or a name is unknown.
+    """
+    if isinstance(head, Mapping):
+        known = list(inspect.signature(MLP.__init__).parameters)[2:]
+        unknown = [key for key in head if key not in known]
+        if unknown:
+            raise ValueError(f"{name}={dict(head)!r} has the key {unknown[0]!r}; the arguments are {', '.join(known)}.")
+        MLP(8, **{"out_features": 8, **head})  # raises for wrong values
+    elif named and not (head is None or isinstance(head, nn.Module) or head in named):
+        names = ", ".join(map(repr, named))
+        raise ValueError(
+            f"{name}={shortened(head)} is not a head; pass {names}, a module or a dictionary of arguments."
+        )
 
 
 class MultiHead(nn.ModuleList):

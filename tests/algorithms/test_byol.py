@@ -175,3 +175,20 @@ def test_predictor_follows_the_width_of_the_projector():
 def test_an_empty_predictor_is_used_as_it_was_passed():
     predictor = nn.Sequential()  # as a truth value it is False
     assert byol(predictor=predictor).predictor is predictor
+
+
+def test_heads_may_be_given_as_arguments_of_mlp_which_replace_the_papers_one_by_one():
+    supervisor = BYOLSupervisor(
+        tiny_images(), backbone=TinyBackbone(), projector={"out_features": 12, "layers": 3}, predictor={"norm": "layer"}
+    )
+    linears = [layer for layer in supervisor.model.predictor if isinstance(layer, nn.Linear)]
+    assert [layer.out_features for layer in linears] == [4096, 4096, 12]
+    assert [type(layer) for layer in supervisor.predictor] == [nn.Linear, nn.LayerNorm, nn.ReLU, nn.Linear]
+    supervisor.supervise(epochs=1, batch_size=16, name="run", progress=False)
+    loaded = BYOLSupervisor(backbone=TinyBackbone()).load("run")
+    assert loaded.given.projector == {"out_features": 12, "layers": 3} and loaded.embedding_width == 12
+
+
+def test_a_predictor_with_an_unknown_argument_is_refused():
+    with pytest.raises(ValueError, match="predictor=.* has the key 'widht'; the arguments are out_features, hidden"):
+        BYOLSupervisor(tiny_images(), backbone=TinyBackbone(), predictor={"widht": 3})
