@@ -253,14 +253,14 @@ def pace(ticks: list[tuple[float, bool]]) -> tuple[float, float]:
 
 
 def means(rows: list[list[Any]]) -> list[list[Any]]:
-    """A row for each algorithm and contestant with the mean over its seeds and their range."""
+    """A row for each algorithm and contestant with the mean over its seeds and their standard deviation."""
     groups: dict[tuple[str, str], list[list[Any]]] = {}
     for row in rows:
         groups.setdefault((row[0], row[1]), []).append(row)
     summary = []
     for (algorithm, name), own in groups.items():
         knn, linear = ([float(row[i]) for row in own] for i in (6, 7))
-        cells = (f"{statistics.mean(x):.1f} ({min(x):.1f} - {max(x):.1f})" for x in (knn, linear))
+        cells = (f"{statistics.mean(x):.1f} ± {statistics.stdev(x) if len(x) > 1 else 0:.1f}" for x in (knn, linear))
         summary.append([algorithm, name, f"mean of {len(own)}", None, None, None, *cells, None])
     return summary
 

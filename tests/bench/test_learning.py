@@ -48,14 +48,14 @@ def test_a_part_of_the_images_is_fixed_and_keeps_its_labels():
     assert random_part(images, 12) is images
 
 
-def test_means_are_over_the_seeds_of_a_contestant():
+def test_mean_and_deviation_are_over_the_seeds_of_a_contestant():
     rows = [
         ["byol", who, seed, "1", "2", "3", knn, "50.0", None]
         for who, seed, knn in (("a", 0, "10"), ("a", 1, "20"), ("b", 0, "5"))
     ]
     assert [row[:3] + row[6:7] for row in means(rows)] == [
-        ["byol", "a", "mean of 2", "15.0 (10.0 - 20.0)"],
-        ["byol", "b", "mean of 1", "5.0 (5.0 - 5.0)"],
+        ["byol", "a", "mean of 2", "15.0 ± 7.1"],
+        ["byol", "b", "mean of 1", "5.0 ± 0.0"],
     ]
 
 
