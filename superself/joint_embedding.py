@@ -64,7 +64,7 @@ class JointEmbedding(Supervisor):
 
     def _build(self) -> None:
         self.loss = self.given.loss or self._default_loss()
-        backbone = build_backbone(self.given.backbone, self.network_shape)
+        backbone = self._make_backbone()
         self.model = CombinedNet(backbone, self._make_projector(feature_width(backbone, self.network_shape)))
         self.embedding_width = feature_width(self.model, self.network_shape)  # E
         if self.predictor_defaults is not None:
@@ -74,17 +74,25 @@ class JointEmbedding(Supervisor):
         """The method's loss, made of its hyper-parameters."""
         raise TypeError(f"{type(self).__name__} defines no _default_loss(); write one, or pass loss=.")
 
+    def _make_backbone(self) -> nn.Module:
+        """The backbone for these images."""
+        return build_backbone(self.given.backbone, self.network_shape)
+
     def _make_projector(self, width: int) -> nn.Module:
         """The projector for features of this width: the one that was given, or the method's own."""
         return self._make_head(self.given.projector, width, self._projector_arguments(width))
 
     def _make_predictor(self, width: int) -> nn.Module:
         """The predictor for embeddings of this width: the one that was given, or the method's own."""
-        return self._make_head(self.given.predictor, width, {"out_features": width, **self.predictor_defaults})
+        return self._make_head(self.given.predictor, width, self._predictor_arguments(width))
 
     def _projector_arguments(self, width: int) -> dict[str, Any]:
         """The arguments of the method's own projector, for features of this width."""
         return self.projector_defaults
+
+    def _predictor_arguments(self, width: int) -> dict[str, Any]:
+        """The arguments of the method's own predictor, for embeddings of this width."""
+        return {"out_features": width, **self.predictor_defaults}
 
     def _make_head(self, given: Any, width: int, defaults: Mapping[str, Any]) -> nn.Module:
         if isinstance(given, nn.Module):

@@ -92,6 +92,7 @@ CASES = [
     Case(superself.ExemplarNetSupervisor),
     Case(superself.InstanceDiscriminationSupervisor),
     Case(superself.JigsawNetSupervisor, normalizes=False),
+    Case(superself.MoCoV3Supervisor, {"momentum": 0.9}),
     Case(
         superself.MomentumContrastSupervisor,
         {"queue_size": 32, "momentum": 0.9},

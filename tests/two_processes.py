@@ -39,7 +39,10 @@ VARIANTS = {
     "ExemplarNet": [{"n_classes": 9}],
     "InstanceDiscrimination": [{"negatives": 5}, {"proximal": 1.0}],
     "JigsawNet": [{"whole": True}],
-    "MomentumContrast": [{"symmetric": True}],
+    "MomentumContrast": [
+        {"symmetric": True},
+        {"mochi": (8, 4, 2), "mochi_warmup": 0, "eqco_alpha": 99, "co2_weight": 1.0},
+    ],
     "PIRL": [{"negatives": 5}],
     "RotateNet": [{"rotations": (0, 45, 90)}],
     "SplitBrainNet": [{"rebalance": True}],

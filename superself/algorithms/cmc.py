@@ -13,9 +13,9 @@ from torch.nn.functional import normalize
 from superself.basics.distributed import gather
 from superself.basics.validate import require_choice, require_count, require_fraction, require_positive
 from superself.data import Batch
-from superself.joint_embedding import JointEmbedding
+from superself.joint_embedding import Head, JointEmbedding
 from superself.losses import InfoNCE
-from superself.networks import MLP, HalvesNet, MemoryBank, PerHalf, build_halves, feature_width, without_normalization
+from superself.networks import HalvesNet, MemoryBank, PerHalf, build_halves, feature_width, without_normalization
 from superself.networks.modes import evaluation_mode
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ class ContrastiveMultiviewCodingSupervisor(JointEmbedding):
         contrast: "bank", or "batch" to compare the current embeddings of the batch, which learns from the first step and
             more in short runs.
         backbone: None for two EfficientFeatures, a name for two of these, a pair (for L, for ab), or LabHalves.
-        projector: from the outputs of the halves to two embeddings (B, E); None for the authors' linear layers with E = 128.
+        projector: from the outputs of the halves to two embeddings (B, E): PerHalf, a dictionary of arguments of MLP for both,
+            or None for the authors' linear layers with E = 128.
         loss: called with embedding (B, E), positive (B, E), rows (K, E) and which of these are the image's own (B, K); None
             for InfoNCE.
     Shape:
@@ -76,7 +77,7 @@ class ContrastiveMultiviewCodingSupervisor(JointEmbedding):
         features: str | None = None,
         contrast: str = "bank",
         backbone: Any = None,
-        projector: nn.Module | None = None,
+        projector: Head = None,
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
         **options: Unpack[Options],
@@ -99,8 +100,8 @@ class ContrastiveMultiviewCodingSupervisor(JointEmbedding):
         halves = zip((1, 2), (backbone.lightness, backbone.colour), strict=True)
         widths = [feature_width(half, (channels, *self.network_shape[1:])) for channels, half in halves]
         projector = self.given.projector
-        if projector is None:
-            projector = PerHalf(*(MLP(width, 128, layers=1) for width in widths))
+        if not isinstance(projector, nn.Module):
+            projector = PerHalf(*(self._make_head(projector, width, self.projector_defaults) for width in widths))
         self.model = HalvesNet(backbone, projector)
         with torch.no_grad(), evaluation_mode(self.model):
             embedding, _ = self.model(torch.zeros(2, *self.network_shape, device=self.device))

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from superself.basics.validate import require_count, require_fraction, require_nonnegative, require_positive
 from superself.data import Batch
-from superself.joint_embedding import JointEmbedding
+from superself.joint_embedding import Head, JointEmbedding
 from superself.losses import InfoNCE
 from superself.networks import MemoryBank
 
@@ -41,7 +41,8 @@ class InstanceDiscriminationSupervisor(JointEmbedding):
         negatives: rows drawn for each step, 4096 in the paper for ImageNet; None compares with the whole bank.
         proximal: lambda, weight of the squared distance to the image's row; 0, as in the authors' code, leaves it out.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
-        predictor: from features (B, D) to embeddings (B, E); None for the paper's linear layer with E = 128.
+        projector: from features (B, D) to embeddings (B, E): a module, a dictionary of arguments of MLP, or None for the
+            paper's linear layer with E = 128.
         loss: called with embedding (B, E), the image's row (B, E), rows (K, E) and which of these are the image's own (B, K);
             None for the softmax.
     Shape:
@@ -70,13 +71,12 @@ class InstanceDiscriminationSupervisor(JointEmbedding):
         negatives: int | None = None,
         proximal: float = 0.0,
         backbone: str | nn.Module | None = None,
-        predictor: nn.Module | None = None,
+        projector: Head = None,
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(dataset, backbone, predictor, loss, collate_fn, augment=augment, **options)
-        self.given.predictor = predictor
+        super().__init__(dataset, backbone, projector, loss, collate_fn, augment=augment, **options)
         require_positive("temperature", temperature, "divides similarities")
         require_fraction("momentum", momentum, "is the fraction of a row that is kept", upper_open=True)
         if negatives is not None:

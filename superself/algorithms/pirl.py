@@ -13,7 +13,7 @@ from superself.augment import GridTiles, recipe
 from superself.augment.recipes import pirl
 from superself.basics.validate import require_count, require_fraction, require_positive
 from superself.data import Batch
-from superself.joint_embedding import JointEmbedding
+from superself.joint_embedding import Head, JointEmbedding
 from superself.losses import InfoNCE
 from superself.networks import MemoryBank, tile_width
 
@@ -50,7 +50,8 @@ class PIRLSupervisor(JointEmbedding):
         tile: side of a tile in pixels; None takes the authors' proportion (64 for images of 224 and a grid of 3; 9 for 32).
             A network with a fixed input size only takes tiles of that size.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module; sees images and tiles.
-        predictor: f, from features (B, D) to embeddings (B, E); None for the paper's linear layer with E = 128.
+        projector: f, from features (B, D) to embeddings (B, E): a module, a dictionary of arguments of MLP, or None for the
+            paper's linear layer with E = 128.
         jigsaw_head: g, from features of tiles (B, T, D), in random order, to embeddings (B, E); None for JigsawHead.
         loss: called with embedding (B, E), the image's row (B, E), rows (K, E) and which of these are the image's own (B, K);
             None for the softmax.
@@ -83,14 +84,13 @@ class PIRLSupervisor(JointEmbedding):
         grid: int = 3,
         tile: int | None = None,
         backbone: str | nn.Module | None = None,
-        predictor: nn.Module | None = None,
+        projector: Head = None,
         jigsaw_head: nn.Module | None = None,
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(dataset, backbone, predictor, loss, collate_fn, augment=augment, **options)
-        self.given.predictor = predictor
+        super().__init__(dataset, backbone, projector, loss, collate_fn, augment=augment, **options)
         require_fraction("weight", weight, "is the weight of the tiles in the loss")
         require_positive("temperature", temperature, "divides similarities")
         require_fraction("momentum", momentum, "is the fraction of a row that is kept", upper_open=True)

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from superself.basics.former_names import new_name
+
 VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
@@ -69,7 +71,7 @@ def passed_names(function: Callable[..., Any], instance: Any, args: tuple, kwarg
 
 
 def reject_unknown(unknown: dict[str, Any], *functions: Callable[..., Any]) -> None:
-    """Raises a TypeError for the first name in ``unknown``, with the nearest parameter of ``functions``."""
+    """Raises a TypeError for the first name in ``unknown``, with its new name or the nearest parameter of ``functions``."""
     if not unknown:
         return
     known = [
@@ -81,4 +83,7 @@ def reject_unknown(unknown: dict[str, Any], *functions: Callable[..., Any]) -> N
     name = next(iter(unknown))
     nearest = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"the known ones are {', '.join(dict.fromkeys(known))}."
+    former = new_name(name, functions)
+    if former is not None:
+        hint = f"Super Selfish had it; pass {former}."
     raise TypeError(f"{functions[0].__qualname__}() has no argument {name!r} (given: {name}={unknown[name]!r}); {hint}")

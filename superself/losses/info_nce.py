@@ -12,27 +12,40 @@ from superself.basics.validate import require_positive
 class InfoNCE(nn.Module):
     """Cross-entropy of finding the positive among itself and K negatives by cosine.
 
-    L = -log exp(q.k / t) / (exp(q.k / t) + sum_j exp(q.n_j / t)), averaged over the batch, in float32; the chance
-    level is ln(K + 1). With all rows of a memory bank as negatives it is the non-parametric softmax of instance discrimination.
+    L = -log exp(q.k / t) / (exp(q.k / t) + w sum_j exp(q.n_j / t)), averaged over the batch, in float32; w = 1, or alpha / K
+    with EqCo, which makes loss and gradient depend on alpha instead of K. Chance level: ln(K + 1), or ln(alpha + 1). With
+    all rows of a memory bank as negatives it is the non-parametric softmax of instance discrimination.
 
-    Source: van den Oord et al., CPC, arXiv:1807.03748, Eq. 4; with temperature: He et al., MoCo, arXiv:1911.05722, Eq. 1.
+    Source: van den Oord et al., CPC, arXiv:1807.03748, Eq. 4; with temperature: He et al., MoCo, arXiv:1911.05722, Eq. 1;
+        alpha: Zhu et al., EqCo, arXiv:2010.01929, where it is the margin t ln(alpha / K) on the positive.
     Deviations: none.
     Args:
         temperature: t, divides similarities; smaller is sharper.
+        alpha: number of negatives that the K at hand stand for; None counts each once.
     Shape:
-        query (B, D), positive (B, D), negatives (K, D) of unit length, exclude (B, K) bool or None -> scalar ().
-        Where ``exclude`` is true, a negative is left out for that query, for example because it shows the same image. A query
-        without negatives has loss 0.
+        query (B, D), positive (B, D), negatives (K, D) of unit length, exclude (B, K) bool or None, own (B, S, D) of unit
+        length or None -> scalar ().
+        Where ``exclude`` is true, a negative is left out for that query, for example because it shows the same image; what
+        is left out does not count in K. A query without negatives has loss 0. ``own`` are negatives of each query alone.
     Raises:
-        ValueError: if ``temperature`` is not positive, or query and positive differ in shape.
+        ValueError: if ``temperature`` or ``alpha`` is not positive, or query and positive differ in shape.
     """
 
-    def __init__(self, temperature: float = 0.07) -> None:
+    def __init__(self, temperature: float = 0.07, alpha: float | None = None) -> None:
         super().__init__()
         require_positive("temperature", temperature, "divides similarities")
-        self.temperature = temperature
+        if alpha is not None:
+            require_positive("alpha", alpha, "is the number of negatives that those at hand stand for")
+        self.temperature, self.alpha = temperature, alpha
 
-    def forward(self, query: Tensor, positive: Tensor, negatives: Tensor, exclude: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        positive: Tensor,
+        negatives: Tensor,
+        exclude: Tensor | None = None,
+        own: Tensor | None = None,
+    ) -> Tensor:
         """The loss of a batch."""
         if query.shape != positive.shape:
             raise ValueError(
@@ -45,5 +58,11 @@ class InfoNCE(nn.Module):
             rest = query @ negatives.float().T  # (B, K)
             if exclude is not None:
                 rest = rest.masked_fill(exclude, -torch.inf)
-            logits = torch.cat([positives, rest], 1) / self.temperature  # (B, 1 + K)
+            if own is not None:
+                rest = torch.cat([rest, torch.einsum("bd,bsd->bs", query, own.float())], 1)  # (B, K + S)
+            logits, rest = positives / self.temperature, rest / self.temperature
+            if self.alpha is not None:
+                counted = rest.isfinite().sum(1, keepdim=True).clamp(min=1)  # (B, 1)
+                rest = rest + (self.alpha / counted).log()
+            logits = torch.cat([logits, rest], 1)  # (B, 1 + K + S)
             return cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from superself.networks.adapters import patch_projection
 from superself.networks.backbones import BackboneSpec, build_backbone
 from superself.networks.combined import CombinedNet, MapNet, compilable_networks, replicated
 from superself.networks.decoders import Decoder, Upsampling
@@ -50,6 +51,7 @@ __all__ = [
     "feature_width",
     "fresh_copy",
     "map_shape",
+    "patch_projection",
     "pool_features",
     "pooled_features",
     "replicated",

@@ -42,6 +42,18 @@ _VIT_PARTS = (
 )  # of timm's VisionTransformer and its subclasses
 
 
+def patch_projection(network: nn.Module) -> nn.Module | None:
+    """The layer of a vision transformer that embeds patches of the image: a convolution, or several; None without one.
+
+    It is the ``conv_proj`` of torchvision's networks and ``patch_embed.proj`` of timm's, or of a part of the network.
+    """
+    for module in network.modules():
+        for found in (getattr(module, "conv_proj", None), getattr(getattr(module, "patch_embed", None), "proj", None)):
+            if isinstance(found, nn.Module):
+                return found
+    return None
+
+
 def has_torchvision_maps(network: nn.Module) -> bool:
     """Whether ``torchvision_maps`` can be taken: of these classes themselves; a subclass may compute something else."""
     return type(network) in _TORCHVISION

@@ -281,3 +281,11 @@ def test_a_custom_projector_sets_the_width_of_the_banks():
     heads = (nn.Linear(16, 24) for _ in range(2))
     supervisor = cmc(projector=PerHalf(*heads))
     assert supervisor.l_bank.features.shape == supervisor.ab_bank.features.shape == (16, 24)
+
+
+def test_a_projector_given_as_arguments_of_mlp_is_made_for_both_halves():
+    supervisor = cmc(projector={"layers": 2, "out_features": 24})
+    heads = supervisor.model.predictor
+    assert [type(layer) for layer in heads.lightness] == [type(layer) for layer in heads.colour]
+    assert len(heads.lightness) == 3 and heads.lightness[0].weight is not heads.colour[0].weight
+    assert supervisor.ab_bank.features.shape == (16, 24)

@@ -31,7 +31,7 @@ class Direction(nn.Module):
 
 
 def by_direction(images, **arguments):
-    arguments = {"backbone": Direction(), "predictor": nn.Identity(), "normalize": (0.0, 1.0), **arguments}
+    arguments = {"backbone": Direction(), "projector": nn.Identity(), "normalize": (0.0, 1.0), **arguments}
     return discrimination(images, **arguments)
 
 
@@ -144,8 +144,8 @@ def test_chance_level_adds_the_distance_of_orthogonal_directions_for_the_proxima
     assert discrimination(proximal=0.5).chance_loss == pytest.approx(math.log(16) + 1)
 
 
-def test_the_width_of_the_bank_is_that_of_the_predictor():
-    assert discrimination(predictor=nn.Linear(16, 7)).bank.features.shape == (16, 7)
+def test_the_width_of_the_bank_is_that_of_the_projector():
+    assert discrimination(projector=nn.Linear(16, 7)).bank.features.shape == (16, 7)
 
 
 def held_out_loss(supervisor, images):
@@ -180,16 +180,21 @@ def test_the_noted_cosine_is_that_of_embedding_and_row():
         def note(self, name, value):
             noted[name] = value.tolist()
 
-    arguments = {"backbone": Direction(), "predictor": nn.Identity(), "normalize": (0.0, 1.0), "augment": None}
+    arguments = {"backbone": Direction(), "projector": nn.Identity(), "normalize": (0.0, 1.0), "augment": None}
     supervisor = Noting(flat_images(2), **arguments)
     supervisor.bank.features.copy_(torch.tensor([[0.8, 0.6], [0.0, 1.0]]))
     supervisor._forward(Batch(flat_images(1), torch.tensor([0])))  # embedding (1, 0)
     assert noted == {"cosine_to_own_row": [pytest.approx(0.8)]}
 
 
-def test_a_predictor_that_is_not_a_module_is_refused():
-    with pytest.raises(TypeError, match="predictor is a str; pass an instance of nn.Module"):
-        discrimination(predictor="mlp")
+def test_a_projector_that_is_not_a_module_is_refused():
+    with pytest.raises(TypeError, match="projector is a str; pass an instance of nn.Module"):
+        discrimination(projector="mlp")
+
+
+def test_a_projector_may_be_given_as_arguments_of_mlp():
+    supervisor = discrimination(projector={"layers": 2, "out_features": 7}, backbone=TinyBackbone())
+    assert len(supervisor.model.predictor) == 3 and supervisor.bank.features.shape[1] == 7
 
 
 @pytest.mark.parametrize("loss", [None, nn.MSELoss()], ids=["own loss", "custom loss"])

@@ -205,6 +205,8 @@ OTHER_VALUES = {
     "patch_size": 5,
     "stride": 1,
     "projector": "linear",
+    "eqco_alpha": 9,
+    "mochi": (4, 2, 1),
     "negatives": 5,
     "tile": 4,
     "tile_augment": "plain",

@@ -36,6 +36,45 @@ def test_number_worked_by_hand():
 def test_chance_level_is_the_logarithm_of_the_number_of_candidates():
     same = torch.tensor([[1.0, 0.0]])
     assert InfoNCE()(same, same, same.expand(9, 2)).item() == pytest.approx(math.log(10))
+    assert InfoNCE(alpha=99)(same, same, same.expand(9, 2)).item() == pytest.approx(math.log(100))
+
+
+def test_alpha_equals_a_double_loop_over_the_negatives_that_are_left():
+    query, positive, negatives = vectors(4, 0), vectors(4, 1), normalize(vectors(6, 2), dim=1)
+    exclude = torch.rand(4, 6, generator=torch.Generator().manual_seed(3)) < 0.3
+    slow = 0.0
+    for i in range(4):
+        alike = math.exp(torch.cosine_similarity(query[i], positive[i], dim=0).item() / 0.2)
+        left = [j for j in range(6) if not exclude[i, j]]
+        rest = sum(math.exp(torch.cosine_similarity(query[i], negatives[j], dim=0).item() / 0.2) for j in left)
+        slow -= math.log(alike / (alike + 40 / len(left) * rest)) / 4
+    assert InfoNCE(0.2, alpha=40)(query, positive, negatives, exclude).item() == pytest.approx(slow, rel=1e-5)
+
+
+def test_alpha_of_the_number_of_negatives_changes_nothing():
+    query, positive, negatives = vectors(4, 0), vectors(4, 1), normalize(vectors(6, 2), dim=1)
+    assert torch.allclose(InfoNCE(alpha=6)(query, positive, negatives), InfoNCE()(query, positive, negatives))
+
+
+def test_alpha_is_a_margin_on_the_positive_worked_by_hand():
+    """Positive at cosine 1, two negatives at 0, t = 1, alpha = 6: -ln(e / (e + 3 + 3)) = ln(1 + 6 / e)."""
+    query, negatives = torch.tensor([[2.0, 0.0, 0.0]]), torch.eye(3)[1:]
+    assert InfoNCE(1.0, alpha=6)(query, query, negatives).item() == pytest.approx(math.log(1 + 6 / math.e))
+
+
+def test_half_of_the_negatives_give_the_same_loss_in_expectation_with_alpha_but_not_without():
+    query, positive, negatives = vectors(8, 0), vectors(8, 1), normalize(vectors(4096, 2), dim=1)
+    whole = InfoNCE(0.5)(query, positive, negatives).item()
+    halves = [InfoNCE(0.5, alpha=4096)(query, positive, half).item() for half in negatives.chunk(2)]
+    assert halves == [pytest.approx(whole, rel=0.01)] * 2
+    assert InfoNCE(0.5)(query, positive, negatives[:2048]).item() == pytest.approx(whole - math.log(2), rel=0.01)
+
+
+def test_negatives_of_a_query_alone_count_for_it_only():
+    query, positive, negatives = vectors(2, 0), vectors(2, 1), normalize(vectors(6, 2), dim=1)
+    own = normalize(vectors(6, 3).view(2, 3, 5), dim=2)
+    separate = [InfoNCE(0.2)(query[[i]], positive[[i]], torch.cat([negatives, own[i]])).item() for i in range(2)]
+    assert InfoNCE(0.2)(query, positive, negatives, own=own).item() == pytest.approx(sum(separate) / 2, rel=1e-5)
 
 
 def test_a_query_whose_negatives_are_all_excluded_has_loss_zero_and_a_finite_gradient():
@@ -72,5 +111,7 @@ def test_gradients_reach_query_and_positive():
 def test_refuses_bad_temperature_and_shapes():
     with pytest.raises(ValueError, match="temperature must be a number above 0, got 0 "):
         InfoNCE(0)
+    with pytest.raises(ValueError, match=r"alpha must be a number above 0, got 0 \(it is the number of negatives"):
+        InfoNCE(alpha=0)
     with pytest.raises(ValueError, match=r"query \(4, 5\) and positive \(3, 5\) differ in shape"):
         InfoNCE()(vectors(4, 0), vectors(3, 1), vectors(6, 2))
