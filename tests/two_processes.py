@@ -37,6 +37,7 @@ VARIANTS = {
     "ContrastiveMultiviewCoding": [{"contrast": "batch"}, {"negatives": 5}],
     "DenoiseNet": [{"corrupted_only": True}, {"noise": "gaussian"}],
     "ExemplarNet": [{"n_classes": 9}],
+    "IIC": [{"over_clusters": None}, {"lamb": 1.5}],
     "InstanceDiscrimination": [{"negatives": 5}, {"proximal": 1.0}],
     "JigsawNet": [{"whole": True}],
     "MomentumContrast": [{"symmetric": True}],
