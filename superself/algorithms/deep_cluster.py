@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 INITIAL_SCALE = 0.01  # standard deviation of the classifier's weights after each clustering
 
+PER_DIMENSION = 10  # images at least: whitened points of about as many dimensions all have the same distance
+
 
 class DeepClusterSupervisor(JointEmbedding):
     """Clusters the features of all images before every epoch, and classifies augmented views by the cluster of their image.
@@ -43,7 +45,7 @@ class DeepClusterSupervisor(JointEmbedding):
         augment: makes one view; see Supervisor.
         clusters: K; None: one for 128 images, but 100, or one for 10 images, if that is more.
         mult: epochs from one clustering to the next; more for small data sets.
-        pca_dim: principal components that are kept, at most.
+        pca_dim: principal components that are kept, at most, and one for 10 images.
         sobel: the first layer of the backbone takes derivatives, so that colours cannot decide; as in the paper.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module (with ``sobel``, for 2 channels).
         projector: from features (B, D) to what is clustered (B, E); a module, a dictionary of arguments of MLP, or None.
@@ -107,7 +109,8 @@ class DeepClusterSupervisor(JointEmbedding):
             return
         generator = torch.Generator().manual_seed(mix_entropy(self.seed, epoch))  # the same in every process
         features, readable = self._embed_in_order()  # (N, E) before the ReLU, (N,)
-        found, _ = kmeans(whiten(features[readable], self.pca_dim), self.cluster_count, generator)
+        dimensions = min(self.pca_dim, max(2, int(readable.sum()) // PER_DIMENSION))
+        found, _ = kmeans(whiten(features[readable], dimensions), self.cluster_count, generator)
         before = self.assignments.clone() if self.times_clustered else None
         self.assignments.fill_(NO_CLASS)
         self.assignments[readable] = from_rank_0(found)
