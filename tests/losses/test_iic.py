@@ -13,7 +13,10 @@ def slow_loss(first, second, lamb=1.0, eps=2.220446049250313e-16):
     """The definition in loops over pairs and clusters, in float64."""
     p, q = first.double().softmax(1).tolist(), second.double().softmax(1).tolist()
     n, k = len(p), len(p[0])
-    joint = [[sum(a[c] * b[d] + a[d] * b[c] for a, b in zip(p, q, strict=True)) / (2 * n) for d in range(k)] for c in range(k)]
+    joint = [
+        [sum(a[c] * b[d] + a[d] * b[c] for a, b in zip(p, q, strict=True)) / (2 * n) for d in range(k)]
+        for c in range(k)
+    ]
     rows, columns = [sum(row) for row in joint], [sum(row[d] for row in joint) for d in range(k)]
     loss = 0.0
     for c in range(k):
