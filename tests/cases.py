@@ -35,6 +35,13 @@ class TinyBackbone(nn.Module):
         return self.layers(images)
 
 
+def sharp_backbone(channels: int = 3) -> TinyBackbone:
+    """A tiny backbone whose features differ so much that random heads tell images apart."""
+    backbone = TinyBackbone(channels)
+    nn.init.constant_(backbone.layers[4].weight, 20.0)  # the last batch norm
+    return backbone
+
+
 def tiny_halves(channels: int = 3) -> LabHalves:
     """A tiny backbone for the lightness and one for the colours of RGB images, with 16 features together."""
     return LabHalves(TinyBackbone(1, width=8), TinyBackbone(2, width=8))
@@ -98,6 +105,7 @@ CASES = [
     Case(
         superself.IICSupervisor,
         {"clusters": 3, "over_clusters": 6, "heads": 2, "turns": (2, 1), "repeats": 2},
+        backbone=sharp_backbone,
         waiting=("over_heads", "model.predictor"),
     ),
     Case(superself.InstanceDiscriminationSupervisor),

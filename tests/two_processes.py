@@ -97,7 +97,9 @@ def step(name: str, synchronized: bool = True, **arguments: Any) -> dict[str, An
     supervisor.generator.manual_seed(5 + rank())
     share = BATCH // world_size()
     mine = torch.arange(BATCH)[rank() * share : (rank() + 1) * share]
-    module = DistributedDataParallel(supervisor, broadcast_buffers=False) if world_size() > 1 else supervisor
+    module, skips = supervisor, supervisor.skips_parameters
+    if world_size() > 1:
+        module = DistributedDataParallel(supervisor, broadcast_buffers=False, find_unused_parameters=skips)
     loss = module(Batch(supervisor.images.batch(mine).images, mine))
     loss.backward()
     gradients = {name: p.grad for name, p in supervisor.named_parameters() if p.grad is not None}
