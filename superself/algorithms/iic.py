@@ -119,8 +119,13 @@ class IICSupervisor(Supervisor):
     def _forward(self, data: Batch) -> Tensor:
         pairs = [self.views(data) for _ in range(self.repeats)]
         heads = self.over_heads if self.over_clusters_now else self.model.predictor
-        first, second = (heads(self.model.features(torch.cat(views))) for views in zip(*pairs, strict=True))
-        self._note_information(first.detach(), second.detach())  # logits, each (heads, repeats * B, K)
+        features = [
+            self.model.features(torch.cat(views)) for views in zip(*pairs, strict=True)
+        ]  # 2 of (repeats * B, D)
+        first, second = (
+            torch.stack([head(part) for head in heads]) for part in features
+        )  # logits (heads, repeats * B, K)
+        self._note_information(first.detach(), second.detach())
         return self.loss(first, second)
 
     @torch.no_grad()
