@@ -110,7 +110,8 @@ class DeepClusterV2Supervisor(JointEmbedding):
         self.n_views = len(made.transforms) if isinstance(made, Views) else FOR_CLUSTERS
         if self.n_views < FOR_CLUSTERS:
             raise ValueError(
-                "augment makes one view, and two are needed: pass two or more, or a transform that Views repeats."
+                f"augment makes {self.n_views} view of each image, and {type(self).__name__} needs at least two; pass Views with "
+                "two transforms or more, or the name of a recipe."
             )
         super()._build_views()
 

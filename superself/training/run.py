@@ -406,7 +406,7 @@ class Run:
     def reset_optimizer_state(self, module: nn.Module) -> None:
         """Clears the optimizer state of a re-initialised module, such as momenta; for use in ``_before_epoch``."""
         for parameter in module.parameters():
-            getattr(self.optimizer, "state", {}).pop(parameter, None)
+            self.optimizer.state.pop(parameter, None)
 
     @property
     def skipped(self) -> dict[str, str]:

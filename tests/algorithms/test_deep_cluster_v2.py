@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from superself import Batch, DeepClusterV2Supervisor, create
+from superself.augment import RandomHorizontalFlip, Views
 from superself.basics.clustering import kmeans
 from superself.data.sampler import mix_entropy
 
@@ -129,3 +130,7 @@ def test_wrong_arguments_are_refused():
         v2(temperature=0)
     with pytest.raises(ValueError, match="clusterings must be an integer of at least 1, got 0"):
         v2(clusterings=0)
+    with pytest.raises(
+        ValueError, match="augment makes 1 view of each image, and DeepClusterV2Supervisor needs at least two"
+    ):
+        v2(augment=Views([RandomHorizontalFlip()]))
