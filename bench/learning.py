@@ -146,7 +146,8 @@ class Race:
         positions = torch.arange(len(images))
         if supervisor.knows_its_images:  # each training image is a class; other images have none
             images, remark = supervisor.images, ", training images"
-            positions = supervisor.run.sampler.places
+            places = supervisor.run.sampler.places
+            positions = torch.arange(len(images)) if places is None else places
         if hasattr(supervisor, "reconstruct"):  # losses of two players say little, reconstruction errors say more
             own, to_others = reconstruction_errors(supervisor, self.asked)
             remark = f", reconstruction error {own:.3f} to its image (mean image: 1), {to_others:.3f} to others"

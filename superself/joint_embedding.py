@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -75,7 +76,7 @@ class JointEmbedding(Supervisor):
         raise TypeError(f"{type(self).__name__} defines no _default_loss(); write one, or pass loss=.")
 
     def _make_backbone(self) -> nn.Module:
-        """The backbone for these images."""
+        """The backbone for images of ``self.network_shape``."""
         return build_backbone(self.given.backbone, self.network_shape)
 
     def _make_projector(self, width: int) -> nn.Module:
@@ -103,21 +104,31 @@ class JointEmbedding(Supervisor):
         """Embeddings (B, E) of preprocessed images (B, C, h, w)."""
         return self.model(images)
 
-    @torch.no_grad()
     def _embed_data_set(self) -> Tensor:
         """Embeddings (N, E) of all images without augmentation, in their order; batch norm uses each batch's statistics.
 
         Several processes share the work and get the same rows. The row of an image that cannot be read is 0.
         """
+        return self._embed_in_order(batch_statistics)[0]
+
+    @torch.no_grad()
+    def _embed_in_order(
+        self, norms: Callable[[nn.Module], contextlib.AbstractContextManager] = contextlib.nullcontext
+    ) -> tuple[Tensor, Tensor]:
+        """``_embed_data_set``, by default with running averages in batch norm, and which images can be read (N,)."""
         count = len(self.images)
         parts = torch.arange(count).tensor_split(math.ceil(count / LARGEST_BATCH))  # no part has a single image
         parts = parts[rank() :: world_size()]
-        found = torch.zeros(count, self.embedding_width, device=self.device)
+        found = torch.zeros(
+            count, self.embedding_width + 1, device=self.device
+        )  # the last column: whether it is readable
         plain = recipe(None, self.view_shape[1:])  # images may be stored larger than the views
-        with preserve_random_state(), evaluation_mode(self.model), batch_statistics(self.model), self.run.autocast():
+        with preserve_random_state(), evaluation_mode(self.model), norms(self.model), self.run.autocast():
             for places, data in zip(parts, BatchLoader(self.images, parts), strict=True):
                 data, places = data.to(self.device), places.to(self.device)
                 readable = data.index == places  # elsewhere another image stands in
                 embeddings = self.embed(self.preprocessing(plain(data.images))).float()
-                found[places[readable]] = embeddings[readable]
-        return total(found)
+                found[places[readable], :-1] = embeddings[readable]
+                found[places[readable], -1] = 1
+        found = total(found)
+        return found[:, :-1], found[:, -1] > 0

@@ -35,6 +35,13 @@ class TinyBackbone(nn.Module):
         return self.layers(images)
 
 
+def sharp_backbone(channels: int = 3) -> TinyBackbone:
+    """A tiny backbone whose features differ so much that random heads tell images apart."""
+    backbone = TinyBackbone(channels)
+    nn.init.constant_(backbone.layers[4].weight, 20.0)  # the last batch norm
+    return backbone
+
+
 def tiny_halves(channels: int = 3) -> LabHalves:
     """A tiny backbone for the lightness and one for the colours of RGB images, with 16 features together."""
     return LabHalves(TinyBackbone(1, width=8), TinyBackbone(2, width=8))
@@ -54,11 +61,13 @@ class Case:
     """An algorithm and the arguments that make it small enough for a test.
 
     ``channels``: those of the images that it accepts.
-    ``loss_falls``: false for a game of two players, where no loss need fall, and where it rises while a queue fills.
+    ``loss_falls``: false for a game of two players, where no loss need fall, and where it rises while a queue fills,
+        and where the targets change during the run.
     ``mixes_batch``: false where the features of an image must not depend on the other images, in train mode too.
     ``normalizes``: false where the network gets RGB in [0, 1], or tiles that are standardised on their own.
     ``local``: what a process computes from its own share of the batch because the paper wants it so; everything else is
         as in one process with the whole batch.
+    ``waiting``: how the names of parameters begin that get no gradient in some steps, such as those of heads that take turns.
     """
 
     algorithm: type[Supervisor]
@@ -70,6 +79,7 @@ class Case:
     mixes_batch: bool = True
     normalizes: bool = True
     local: str = ""
+    waiting: tuple[str, ...] = ()
 
     def make(self, dataset: Any = None, **arguments: Any) -> Supervisor:
         """A supervisor on sixteen tiny images, or on ``dataset``."""
@@ -88,8 +98,16 @@ CASES = [
     Case(superself.ContextNetSupervisor),
     Case(superself.ContrastiveMultiviewCodingSupervisor, backbone=tiny_halves, channels=(3,), normalizes=False),
     Case(superself.ContrastivePredictiveCodingSupervisor, lr=1e-3, mixes_batch=False),
+    Case(superself.DeepClusterSupervisor, {"clusters": 4, "mult": 2}, loss_falls=False),
+    Case(superself.DeepClusterV2Supervisor, {"clusters": 4}, lr=1e-3),
     Case(superself.DenoiseNetSupervisor),
     Case(superself.ExemplarNetSupervisor),
+    Case(
+        superself.IICSupervisor,
+        {"clusters": 3, "over_clusters": 6, "heads": 2, "turns": (2, 1), "repeats": 2},
+        backbone=sharp_backbone,
+        waiting=("over_heads", "model.predictor"),
+    ),
     Case(superself.InstanceDiscriminationSupervisor),
     Case(superself.JigsawNetSupervisor, normalizes=False),
     Case(superself.MoCoV3Supervisor, {"momentum": 0.9}),

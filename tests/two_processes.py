@@ -37,6 +37,7 @@ VARIANTS = {
     "ContrastiveMultiviewCoding": [{"contrast": "batch"}, {"negatives": 5}],
     "DenoiseNet": [{"corrupted_only": True}, {"noise": "gaussian"}],
     "ExemplarNet": [{"n_classes": 9}],
+    "IIC": [{"over_clusters": None}, {"lamb": 1.5}],
     "InstanceDiscrimination": [{"negatives": 5}, {"proximal": 1.0}],
     "JigsawNet": [{"whole": True}],
     "MomentumContrast": [
@@ -99,7 +100,9 @@ def step(name: str, synchronized: bool = True, **arguments: Any) -> dict[str, An
     supervisor.generator.manual_seed(5 + rank())
     share = BATCH // world_size()
     mine = torch.arange(BATCH)[rank() * share : (rank() + 1) * share]
-    module = DistributedDataParallel(supervisor, broadcast_buffers=False) if world_size() > 1 else supervisor
+    module, skips = supervisor, supervisor.skips_parameters
+    if world_size() > 1:
+        module = DistributedDataParallel(supervisor, broadcast_buffers=False, find_unused_parameters=skips)
     loss = module(Batch(supervisor.images.batch(mine).images, mine))
     loss.backward()
     gradients = {name: p.grad for name, p in supervisor.named_parameters() if p.grad is not None}

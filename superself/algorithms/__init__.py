@@ -10,8 +10,11 @@ from superself.algorithms.byol import BYOLSupervisor
 from superself.algorithms.cmc import ContrastiveMultiviewCodingSupervisor
 from superself.algorithms.context_encoder import ContextNetSupervisor
 from superself.algorithms.cpc import ContrastivePredictiveCodingSupervisor
+from superself.algorithms.deep_cluster import DeepClusterSupervisor
+from superself.algorithms.deep_cluster_v2 import DeepClusterV2Supervisor
 from superself.algorithms.denoising_autoencoder import DenoiseNetSupervisor
 from superself.algorithms.exemplarnet import ExemplarNetSupervisor
+from superself.algorithms.iic import IICSupervisor
 from superself.algorithms.instance_discrimination import InstanceDiscriminationSupervisor
 from superself.algorithms.jigsaw import JigsawNetSupervisor
 from superself.algorithms.moco import MomentumContrastSupervisor

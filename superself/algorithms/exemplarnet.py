@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from superself.basics.distributed import mean
 from superself.basics.validate import require_count
 from superself.data import Batch, EpochSampler
+from superself.losses.classification import NO_CLASS, known_cross_entropy
 from superself.networks import MLP, CombinedNet, build_backbone, feature_width
 from superself.supervisor import Supervisor
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from superself.buildable import Options
-
-NO_CLASS = -1  # the class of an image that was not chosen
 
 
 class ExemplarNetSupervisor(Supervisor):
@@ -109,8 +106,3 @@ class ExemplarNetSupervisor(Supervisor):
     def chance_loss(self) -> float | None:
         """ln K: every class equally likely; None before the number of images is known."""
         return None if self.class_count is None else math.log(self.class_count)
-
-
-def known_cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
-    """Cross-entropy of classes (B,) and logits (B, K), averaged over the images that have a class."""
-    return cross_entropy(logits, classes, ignore_index=NO_CLASS, reduction="sum") / mean((classes != NO_CLASS).sum())

@@ -218,6 +218,19 @@ def exemplar(size: Size) -> Compose:
     return Compose([Resize(size), RandomHorizontalFlip(), bend, move, colour, RandomGrayscale(0.2)])
 
 
+def iic(size: Size, scale: tuple[float, float] = (0.4, 1.0)) -> Views:
+    """The two views of IIC: a square crop, and another one that is flipped for half of the samples and has other colours.
+
+    Args:
+        size: of the views.
+        scale: bounds of the crop's fraction of the area; 0.39 for both is 20 of 32 pixels, as the authors have for CIFAR-10.
+
+    Source: Ji et al., IIC, arXiv:1807.06653; numbers of the authors' code.
+    """
+    crop = RandomResizedCrop(size, scale, ratio=(1.0, 1.0))
+    return Views([crop, Compose([crop, RandomHorizontalFlip(), ColorJitter(0.4, 0.4, 0.4, 0.125)])])
+
+
 def crop_flip(size: Size) -> Compose:
     """The usual augmentation of CIFAR: a random crop from the image with 1/8 of its side as black padding, and a flip.
 
@@ -254,6 +267,7 @@ RECIPES: dict[str, Callable[..., Transform]] = {
     "swav": swav,
     "dino": dino,
     "exemplar": exemplar,
+    "iic": iic,
     "crop-flip": crop_flip,
     "resized-crop-flip": resized_crop_flip,
     "plain": plain,

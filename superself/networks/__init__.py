@@ -23,6 +23,7 @@ from superself.networks.heads import MLP, MultiHead
 from superself.networks.memory import FeatureQueue, MemoryBank
 from superself.networks.momentum import MomentumEncoder
 from superself.networks.norms import BatchRenorm1d, LayerNorm2d, StandardizedLinear, use_layer_norm
+from superself.networks.sobel import SobelBackbone, build_sobel
 
 __all__ = [
     "MLP",
@@ -40,10 +41,12 @@ __all__ = [
     "MomentumEncoder",
     "MultiHead",
     "PerHalf",
+    "SobelBackbone",
     "StandardizedLinear",
     "Upsampling",
     "build_backbone",
     "build_halves",
+    "build_sobel",
     "compilable_networks",
     "describe",
     "feature_maps",

@@ -59,7 +59,7 @@ def test_mean_and_deviation_are_over_the_seeds_of_a_contestant():
     ]
 
 
-@pytest.mark.parametrize("algorithm", ["byol", "rotatenet"])
+@pytest.mark.parametrize("algorithm", ["byol", "deep_cluster_v2", "rotatenet"])
 def test_an_algorithm_is_trained_and_measured_without_lightly(algorithm, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(peers, "has_lightly", lambda: False)
     monkeypatch.setattr(report, "RESULTS", tmp_path / "RESULTS.md")
