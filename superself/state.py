@@ -11,6 +11,7 @@ from typing import Any
 from superself.basics.random import preserve_random_state
 from superself.basics.validate import shortened
 from superself.data import ImageSpec, Preprocessing
+from superself.networks.pretrained import without_pretrained_weights
 from superself.training import Settings, choose_precision, dataset_state_keys, read_checkpoint, require_fit, versions
 from superself.training.hyper_parameters import adopt, contradictions, lineage, run_identity, stored_values
 from superself.training.identity import identify, unchanged
@@ -108,7 +109,7 @@ def _take(supervisor: Any, name: str | Path, stored: dict[str, Any], settings: S
     attached = supervisor._top_names() - supervisor._built
     if changed or (shape, len(supervisor.images)) != supervisor._built_for:
         device = supervisor.device
-        with preserve_random_state():
+        with preserve_random_state(), without_pretrained_weights():
             supervisor._build_for(shape)
         supervisor.to(device)
     if settings is not None:

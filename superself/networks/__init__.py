@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from superself.networks.alexnet import AlexNetMaps
 from superself.networks.backbones import BackboneSpec, build_backbone
 from superself.networks.combined import CombinedNet, MapNet, compilable_networks, replicated
 from superself.networks.decoders import Decoder, Upsampling
@@ -21,10 +22,19 @@ from superself.networks.halves import HalvesNet, LabHalves, PerHalf, build_halve
 from superself.networks.heads import MLP, MultiHead
 from superself.networks.memory import FeatureQueue, MemoryBank
 from superself.networks.momentum import MomentumEncoder
-from superself.networks.norms import BatchRenorm1d, LayerNorm2d, StandardizedLinear, use_layer_norm
+from superself.networks.norms import (
+    BatchRenorm1d,
+    LayerNorm2d,
+    StandardizedConv2d,
+    StandardizedLinear,
+    use_layer_norm,
+)
+from superself.networks.pretrained import LoadedWeights, load_weights
+from superself.networks.resnets import ResNet
 
 __all__ = [
     "MLP",
+    "AlexNetMaps",
     "BackboneSpec",
     "BatchRenorm1d",
     "CombinedNet",
@@ -34,11 +44,14 @@ __all__ = [
     "HalvesNet",
     "LabHalves",
     "LayerNorm2d",
+    "LoadedWeights",
     "MapNet",
     "MemoryBank",
     "MomentumEncoder",
     "MultiHead",
     "PerHalf",
+    "ResNet",
+    "StandardizedConv2d",
     "StandardizedLinear",
     "Upsampling",
     "build_backbone",
@@ -49,6 +62,7 @@ __all__ = [
     "feature_tokens",
     "feature_width",
     "fresh_copy",
+    "load_weights",
     "map_shape",
     "pool_features",
     "pooled_features",
