@@ -94,16 +94,11 @@ def load_weights(network: nn.Module, weights: str | Path | Mapping[str, Any], na
         values = _from_library(source, name) if name else None
         if values is None:
             values = read_weights(_existing_file(source, name))
-    own = {key: value for key, value in network.state_dict().items() if not key.endswith(OF_BATCH_NORM[2])}
+    own = network.state_dict()
     state, elsewhere = _best_part(values, own)
-    norms = {key.rpartition(".")[0] for key in own if key.endswith(OF_BATCH_NORM)}
-    state = {
-        key: value for key, value in state.items()
-        if not key.endswith(OF_BATCH_NORM) or key.rpartition(".")[0] in norms
-    }  # fmt: skip
     left_out, changed = _adapt(network, state, own)
-    missing = tuple(key for key in own if key not in state)
-    unexpected = tuple(key for key in state if key not in own and not key.endswith(OF_BATCH_NORM[2]))
+    missing = tuple(key for key in own if key not in state and not key.endswith("num_batches_tracked"))
+    unexpected = tuple(key for key in state if key not in own)
     reshaped = [key for key in own if key in state and state[key].shape != own[key].shape]
     foreign = [key for key in unexpected if _belongs_to_body(network, key)]
     matched = tuple(key for key in own if key in state and key not in reshaped)
@@ -223,8 +218,13 @@ def _mappings(content: Any) -> Iterator[dict[str, Tensor]]:
 
 
 def _adapt(network: nn.Module, state: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[set[str], list[str]]:
-    """Fits the first convolution and position embeddings in ``state``: the names left out of it, and what was done."""
+    """Fits norms, first convolution and position embeddings in ``state``: the weights left out of it, and what was done."""
     left_out, changed = set(), []
+    statistics = [key for key in state if key.endswith(OF_BATCH_NORM)]
+    if statistics and not any(key.endswith(OF_BATCH_NORM) for key in own):
+        for key in statistics:
+            del state[key]
+        changed.append("this network has no batch norm, so its norm layers take scale and shift only.")
     name, conv = _first_conv(network)
     key = f"{name}.weight"
     if key in state and state[key].ndim == 4 and state[key].shape != own[key].shape and conv.groups == 1:
