@@ -9,6 +9,7 @@ from torch import Tensor
 from superself.augment.transform import Transform, as_range, per_sample, uniform_between
 from superself.augment.warp import weighted_rows
 from superself.basics.colour import greyscale
+from superself.basics.derivatives import sobel_derivatives
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
@@ -70,12 +71,7 @@ class Sobel(Transform):
         return 2
 
     def transform(self, images: Tensor, numbers: Tensor) -> Tensor:
-        grey = F.pad(greyscale(images), (1, 1, 1, 1), mode="replicate")
-        # Differences along one axis, smoothed by (1, 2, 1) along the other. Unlike a convolution, sums stay exact in TF32.
-        x, y = grey[..., 2:] - grey[..., :-2], grey[:, :, 2:] - grey[:, :, :-2]
-        x = x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]
-        y = y[..., :-2] + 2 * y[..., 1:-1] + y[..., 2:]
-        return torch.cat([x, y], 1)
+        return sobel_derivatives(greyscale(images))
 
 
 def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
