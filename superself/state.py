@@ -201,11 +201,6 @@ def _load_weights(
 def _take_reading(supervisor: Any, name: str | Path, preprocessing: Preprocessing) -> None:
     """Images are read as those of the stored run, unless this supervisor was told how to read its own."""
     reading = preprocessing.reading
-    if supervisor.sobel != preprocessing.sobel:
-        raise ValueError(
-            f"The run {str(name)!r} was trained with sobel={preprocessing.sobel} and this supervisor has "
-            f"sobel={supervisor.sobel}; pass sobel={preprocessing.sobel}."
-        )
     if READING & supervisor._passed:
         return
     steps = Reading() if reading is None else reading
@@ -223,6 +218,11 @@ def _take_reading(supervisor: Any, name: str | Path, preprocessing: Preprocessin
 
 
 def _check_shape(supervisor: Any, name: str | Path, preprocessing: Preprocessing, shape: tuple[int, int, int]) -> None:
+    if supervisor.sobel != preprocessing.sobel:
+        raise ValueError(
+            f"The run {str(name)!r} was trained with sobel={preprocessing.sobel} and this supervisor has "
+            f"sobel={supervisor.sobel}; pass sobel={preprocessing.sobel}."
+        )
     if not supervisor.has_data:
         return
     channels, *size = supervisor.view_shape

@@ -26,6 +26,7 @@ def raw_images(count=16, channels=4, high=10_000, dtype=torch.uint16):
 
 
 NAME = "resnet9:width=0.125"  # fast
+HEADS = {"projector": {"hidden": 16, "out_features": 16}, "predictor": {"hidden": 16}}  # of BYOL
 
 
 def train(images, backbone=None, **options):
@@ -82,7 +83,7 @@ def test_augmentation_sees_images_from_0_to_1_with_the_wanted_channels():
 
 
 def test_sobel_comes_after_augmentation_and_reaches_a_network_of_three_channels():
-    supervisor = BYOLSupervisor(raw_images(channels=1), backbone=NAME, norm=10_000, sobel=True, seed=0)
+    supervisor = BYOLSupervisor(raw_images(channels=1), backbone=NAME, norm=10_000, sobel=True, seed=0, **HEADS)
     assert supervisor.network_shape == (3, 16, 16) and supervisor.images.shape == (1, 16, 16)
     raw, views = supervisor.raw_views(batch := supervisor.images.batch(range(8))), supervisor.views(batch)
     assert raw[0].shape == (8, 1, 16, 16) and {tuple(view.shape) for view in views} == {(8, 3, 16, 16)}
@@ -90,7 +91,7 @@ def test_sobel_comes_after_augmentation_and_reaches_a_network_of_three_channels(
     supervisor.supervise(**RUN)
     loaded = BYOLSupervisor().load("run")
     assert loaded.network_shape == (3, 16, 16) and loaded.preprocessing == supervisor.preprocessing and loaded.sobel
-    resumed = BYOLSupervisor(raw_images(channels=1), backbone=NAME)
+    resumed = BYOLSupervisor(raw_images(channels=1), backbone=NAME, **HEADS)
     resumed.supervise(**{**RUN, "epochs": 2}, resume=True)
     assert resumed.preprocessing == supervisor.preprocessing and resumed.images.reading == Reading(10_000)
 
@@ -127,11 +128,19 @@ def test_an_open_data_set_without_the_steps_is_refused():
     RotateNetSupervisor(open_images(raw_images(), **STEPS), backbone=TinyBackbone(3)).load("run")
 
 
+def test_a_run_is_not_loaded_with_another_sobel():
+    train(raw_images(), **STEPS)
+    with pytest.raises(
+        ValueError, match="was trained with sobel=False and this supervisor has sobel=True; pass sobel=Fal"
+    ):
+        RotateNetSupervisor(raw_images(), backbone=TinyBackbone(3), sobel=True, **STEPS).load("run")
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"norm": 5000}, "norm: was 10000, is now 5000"),
-        ({"sobel": True}, "was trained with sobel=False and this supervisor has sobel=True; pass sobel=False"),
+        ({"sobel": True}, "sobel: was False, is now True"),
     ],
 )
 def test_a_resumed_run_compares_the_steps(changed, message):

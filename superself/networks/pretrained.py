@@ -127,12 +127,14 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # comes with timm
+            from timm.models import load_state_dict
 
-            return load_file(path)
+            return load_state_dict(str(path), device="cpu")
         return torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
-        raise ImportError(f"{path} needs safetensors, which is not installed; pip install superself[timm].") from error
+        raise ImportError(
+            f"{path} needs timm to be read, which is not installed; pip install superself[timm]."
+        ) from error
     except (pickle.UnpicklingError, EOFError, RuntimeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is not a file of tensors ({str(error).splitlines()[0]}); write one with "

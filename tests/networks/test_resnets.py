@@ -96,7 +96,8 @@ def test_a_copy_and_a_pickle_know_how_they_were_built(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_trains_it_and_is_loaded_without_data(name):
     images = images_of(8, height=24, width=24)
-    trained = BYOLSupervisor(images, backbone=name, seed=0)
+    heads = {"projector": {"hidden": 16, "out_features": 16}, "predictor": {"hidden": 16}}
+    trained = BYOLSupervisor(images, backbone=name, seed=0, **heads)
     before = [parameter.detach().clone() for parameter in trained.get_backbone().parameters()]
     trained.supervise(epochs=1, batch_size=4, name="run", progress=False)
     backbone = trained.get_backbone()
