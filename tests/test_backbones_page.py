@@ -18,6 +18,8 @@ SMALLER = [
     ("epochs=50", "epochs=1"),
     ("epochs=5", "epochs=1"),
     ("batch_size=64", "batch_size=16"),
+    ('width=0.25")\nsupervisor', 'width=0.25", **heads)\nsupervisor'),
+    ("sobel=True)", "sobel=True, **heads)"),
     ("48, 48", "16, 16"),
 ]
 
@@ -27,7 +29,8 @@ def test_code_blocks_run_one_after_the_other(capsys):
     Path("my_images").mkdir()
     for i in range(16):
         Image.fromarray(random.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(f"my_images/{i}.png")
-    names = {"__name__": "page"}
+    small = {"hidden": 16, "out_features": 16}
+    names = {"__name__": "page", "heads": {"projector": small, "predictor": {"hidden": 16}}}
     assert len(BLOCKS) == 4
     for block in BLOCKS:
         for large, small in SMALLER:
