@@ -15,9 +15,9 @@ from superself.augment import Transform, recipe
 from superself.basics.declaration import BuildAfterInit, reject_unknown
 from superself.basics.random import LARGEST_SEED
 from superself.basics.validate import require_callable, require_count, require_nonnegative, shortened
-from superself.data import Batch, Images, ImageSpec, Preprocessing, open_images
+from superself.data import Batch, Images, ImageSpec, Preprocessing, Reading, open_images
 from superself.data.open import check_size
-from superself.data.preprocessing import check_normalize
+from superself.data.preprocessing import SOBEL_CHANNELS, check_normalize
 from superself.networks import CombinedNet, describe
 from superself.networks.backbones import require_trainable
 from superself.state import load_run, supervisor_state
@@ -40,6 +40,10 @@ class Options(TypedDict, total=False):
     read: Callable[[Path], Any] | None
     planes: Any
     memory_limit: int
+    norm: float | None
+    num_channels: int | None
+    single_channel: bool
+    sobel: bool
 
 
 class Buildable(nn.Module, metaclass=BuildAfterInit):
@@ -71,6 +75,10 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
         read: Callable[[Path], Any] | None = None,
         planes: Any = None,
         memory_limit: int = 2 * 2**30,
+        norm: float | None = None,
+        num_channels: int | None = None,
+        single_channel: bool = False,
+        sobel: bool = False,
         **unknown: Any,
     ) -> None:
         reject_unknown(unknown, *(cls.__init__ for cls in type(self).__mro__ if issubclass(cls, Buildable)))
@@ -97,12 +105,15 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
             if function is not None:
                 require_callable(name, function, *given)
         require_nonnegative("memory_limit", memory_limit, "is a number of bytes")
+        Reading(norm, num_channels, single_channel)  # refuses wrong values before anything is read
+        if not isinstance(sobel, bool):
+            raise TypeError(f"sobel={sobel!r} is neither True nor False; pass one of them.")
         self.seed_was_given = seed is not None
         self.seed = seed if seed is not None else int(torch.randint(2**31 - 1, ()))
         self.generator = torch.Generator().manual_seed(self.seed)  # views are drawn from it
         self.given = SimpleNamespace(loss=loss)  # networks and losses as passed; not submodules until _build uses them
         self.loss, self.collate_fn = loss, collate_fn
-        self.augment, self.view_size, self.normalize = augment, view_size, normalize
+        self.augment, self.view_size, self.normalize, self.sobel = augment, view_size, normalize, sobel
         self._dataset = dataset
         self._open_options = {
             "image_size": image_size,
@@ -110,6 +121,9 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
             "read": read,
             "planes": planes,
             "memory_limit": memory_limit,
+            "norm": norm,
+            "num_channels": num_channels,
+            "single_channel": single_channel,
         }
         self._images: Images | None = None
         self.network_shape: tuple[int, int, int] | None = None  # (C, H, W) that the networks are built for
@@ -125,6 +139,8 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
     def get_backbone(self, averaged: bool = False) -> nn.Module:
         """The trained backbone: the module that was trained, with its ``preprocessing`` as a plain attribute.
 
+        ``backbone(backbone.preprocessing(images))`` takes raw images (B, C, h, w), as they are in the files.
+
         Args:
             averaged: return a copy with the moving average of its weights instead, of a run with ``average=``.
         Raises:
@@ -139,7 +155,7 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
                     "average=0.999 to supervise(), or leave out averaged=True."
                 )
             backbone = averaged_copy(backbone, self.averaged_weights)
-        backbone.preprocessing = self.preprocessing
+        backbone.preprocessing = self.preprocessing.for_raw_images()
         return backbone
 
     def load(self: Self, name: str | Path = "store/base") -> Self:
@@ -232,10 +248,17 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
         return self.images.shape if self.view_size is None else (self.images.shape[0], *self.view_size)
 
     @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of what the networks get for the current images."""
+        return (SOBEL_CHANNELS, *self.view_shape[1:]) if self.sobel else self.view_shape
+
+    @property
     def preprocessing(self) -> Preprocessing:
         """From stored images to what the backbone takes; measured on the data at first use, then kept with the run."""
         if self._preprocessing is None:
-            self._preprocessing = replace(Preprocessing.of(self.images, self.normalize), shape=self.view_shape)
+            self._preprocessing = replace(
+                Preprocessing.of(self.images, self.normalize, self.sobel), shape=self.view_shape
+            )
         return self._preprocessing
 
     @preprocessing.setter
@@ -257,7 +280,7 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
     def _build_networks(self) -> None:
         """Builds for the images at hand; without images, loading a run builds for its images."""
         if self.has_data:
-            self._build_for(self.view_shape)
+            self._build_for(self.input_shape)
             self._build_views()
         self._built = self._top_names()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from superself.basics.distributed import mean, world_size
-from superself.data import Batch, Images
+from superself.data import Batch, Images, Reading
 from superself.data.batch import are_classes
 from superself.evaluation.extraction import open_at_size, read_in_order
 from superself.networks import CombinedNet
@@ -60,13 +61,20 @@ class LabelSupervisor(Supervisor):
         **options: Unpack[Options],
     ) -> None:
         known = getattr(model.backbone, "preprocessing", None) if model is not None else None
-        if known is not None and not isinstance(dataset, Images):
-            options.setdefault("image_size", known.shape[1:])
+        if known is not None:
+            options.setdefault("sobel", known.sobel)
+            if not isinstance(dataset, Images):
+                options.setdefault("image_size", known.shape[1:])
+                if known.reading is not None and not options.keys() & known.reading.options().keys():
+                    options.update(known.reading.options())
         super().__init__(model, dataset, loss, collate_fn, **options)
         self.freeze = freeze
         self.trains_backbone = not freeze
-        if known is not None:
-            self.preprocessing = known
+        if known is not None and isinstance(dataset, Images):
+            self.preprocessing = known.for_images(dataset)
+        elif known is not None:
+            steps = options.get("norm"), options.get("num_channels"), options.get("single_channel", False)
+            self.preprocessing = replace(known, reading=Reading.of(*steps), raw=False)
 
     def _build(self) -> None:
         self.loss = self.given.loss or nn.CrossEntropyLoss()
@@ -119,7 +127,8 @@ class LabelSupervisor(Supervisor):
         Raises:
             ValueError: if the labels are neither of the two.
         """
-        images = open_at_size(dataset, self.preprocessing.shape[1:]).load()
+        images = open_at_size(dataset, self.preprocessing.shape[1:], self.preprocessing.reading).load()
+        preprocessing = self.preprocessing.for_images(images)
         correct = counted = 0
         with evaluation_mode(self):
             for batch in read_in_order(images, batch_size):
@@ -128,7 +137,7 @@ class LabelSupervisor(Supervisor):
                         f"the data set has no labels ({images.describe()}), which are needed to measure accuracy; pass one "
                         'whose items are (image, label), or class folders as "imagefolder:PATH".'
                     )
-                predictions = self.model(self.preprocessing(batch.images.to(self.device))).cpu()[batch.readable]
+                predictions = self.model(preprocessing(batch.images.to(self.device))).cpu()[batch.readable]
                 hits = _hits(predictions, batch.labels.cpu()[batch.readable])
                 correct, counted = correct + hits.sum().item(), counted + len(hits)
         return correct / counted if counted else math.nan

@@ -10,9 +10,10 @@ from typing import Any
 
 from superself.basics.random import preserve_random_state
 from superself.basics.validate import shortened
-from superself.data import ImageSpec, Preprocessing
+from superself.data import Images, ImageSpec, Preprocessing, Reading
+from superself.networks.pretrained import without_pretrained_weights
 from superself.training import Settings, choose_precision, dataset_state_keys, read_checkpoint, require_fit, versions
-from superself.training.hyper_parameters import adopt, contradictions, lineage, run_identity, stored_values
+from superself.training.hyper_parameters import READING, adopt, contradictions, lineage, run_identity, stored_values
 from superself.training.identity import identify, unchanged
 
 NEEDED = {
@@ -95,30 +96,31 @@ def _require_run_name(name: Any) -> None:
 def _take(supervisor: Any, name: str | Path, stored: dict[str, Any], settings: Settings | None) -> list[str]:
     shape, count = tuple(stored["data"]["shape"]), stored["data"]["count"]
     changed, contradictions = False, []
+    preprocessing = Preprocessing.from_dict(stored["preprocessing"])
     if _share_an_algorithm(supervisor, stored):
         changed, contradictions = adopt(supervisor, stored["arguments"])
+    _take_reading(supervisor, name, preprocessing)
     if settings is not None:
         _require_same_run(supervisor, name, stored, settings)
-    _check_shape(supervisor, name, shape)
+    _check_shape(supervisor, name, preprocessing, shape)
     if not supervisor.has_data:
-        supervisor.images = ImageSpec(shape, count)
+        supervisor.images = ImageSpec((preprocessing.shape[0], *shape[1:]), count)
     other_images = supervisor.has_data and supervisor.images.fingerprint != stored["data"]["fingerprint"]
     if other_images and not supervisor._pristine and dataset_state_keys(supervisor):
         changed = True  # rows that were made by the network which is now replaced
     attached = supervisor._top_names() - supervisor._built
     if changed or (shape, len(supervisor.images)) != supervisor._built_for:
         device = supervisor.device
-        with preserve_random_state():
+        with preserve_random_state(), without_pretrained_weights():
             supervisor._build_for(shape)
         supervisor.to(device)
     if settings is not None:
         _require_same_networks(supervisor, name, stored)
     supervisor._build_views()
     supervisor._built = supervisor._top_names() - attached
-    preprocessing = Preprocessing.from_dict(stored["preprocessing"])
-    supervisor.preprocessing = (
-        replace(preprocessing, shape=supervisor.view_shape) if supervisor.has_data else preprocessing
-    )
+    if supervisor.has_data:
+        preprocessing = replace(preprocessing, shape=supervisor.view_shape, reading=supervisor.images.reading)
+    supervisor.preprocessing = preprocessing
     _load_weights(supervisor, name, stored, contradictions, other_images)  # last: what can fail has not failed
     average = stored.get("average")
     if average is not None:
@@ -196,14 +198,38 @@ def _load_weights(
     supervisor.load_state_dict(model)
 
 
-def _check_shape(supervisor: Any, name: str | Path, shape: tuple[int, int, int]) -> None:
+def _take_reading(supervisor: Any, name: str | Path, preprocessing: Preprocessing) -> None:
+    """Images are read as those of the stored run, unless this supervisor was told how to read its own."""
+    reading = preprocessing.reading
+    if READING & supervisor._passed:
+        return
+    steps = Reading() if reading is None else reading
+    if supervisor.has_data and supervisor.images.reading != reading:
+        if isinstance(supervisor._dataset, Images):
+            if supervisor.images.reading is not None:
+                return  # opened with steps of its own
+            given = ", ".join(f"{key}={value!r}" for key, value in steps.options().items() if value)
+            raise ValueError(
+                f"The run {str(name)!r} was trained on images that were read with {given}, and this data set was opened "
+                f"without; pass open_images(..., {given}), or what it was opened from."
+            )
+        supervisor.images = None  # opened again at the next use
+    supervisor._open_options = {**supervisor._open_options, **steps.options()}
+
+
+def _check_shape(supervisor: Any, name: str | Path, preprocessing: Preprocessing, shape: tuple[int, int, int]) -> None:
+    if supervisor.sobel != preprocessing.sobel:
+        raise ValueError(
+            f"The run {str(name)!r} was trained with sobel={preprocessing.sobel} and this supervisor has "
+            f"sobel={supervisor.sobel}; pass sobel={preprocessing.sobel}."
+        )
     if not supervisor.has_data:
         return
     channels, *size = supervisor.view_shape
-    if channels != shape[0]:
+    if channels != preprocessing.shape[0]:
         raise ValueError(
-            f"The run {str(name)!r} was trained on {shape[0]} channels and this data set has {channels}; "
-            f"pass images with {shape[0]} channels."
+            f"The run {str(name)!r} was trained on {preprocessing.shape[0]} channels and this data set has {channels}; "
+            f"pass images with {preprocessing.shape[0]} channels."
         )
     if supervisor.fixed_image_size and tuple(size) != shape[1:]:
         raise ValueError(

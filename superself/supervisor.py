@@ -66,6 +66,11 @@ class Supervisor(Buildable):
         read: a function from a path to an array, for other file formats.
         planes: which planes of a TIFF stack to read; see ``open_images``.
         memory_limit: bytes; a data set that fits is decoded once into memory.
+        norm: value that pixels are divided by to reach [0, 1]; see ``open_images``, also for the next two, which are kept with
+            the backbone.
+        num_channels: how many channels of each image are kept.
+        single_channel: the images have one channel, which is repeated.
+        sobel: the networks see the Sobel derivatives of the channels' mean along x and y, and a channel of zeros.
     Raises:
         ValueError: if the data cannot be used, with what was found.
         TypeError: if an argument is unknown, with the nearest one.

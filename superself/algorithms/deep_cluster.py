@@ -16,7 +16,6 @@ from superself.data import Batch
 from superself.data.sampler import mix_entropy
 from superself.joint_embedding import Head, JointEmbedding
 from superself.losses.classification import NO_CLASS, known_cross_entropy
-from superself.networks.sobel import build_sobel
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -39,15 +38,14 @@ class DeepClusterSupervisor(JointEmbedding):
     Source: Caron et al., Deep Clustering for Unsupervised Learning of Visual Features, arXiv:1807.05520; settings of the
         authors' code.
     Deviations: any backbone with a head of two linear layers, without dropout, in place of AlexNet or VGG; images are drawn
-        independently, with replacement.
+        independently, with replacement; the Sobel filter is an option, ``sobel=True``.
     Args:
         dataset: see Supervisor, also for the options that are not listed here.
         augment: makes one view; see Supervisor.
         clusters: K; None: one for 128 images, but 100, or one for 10 images, if that is more.
         mult: epochs from one clustering to the next; more for small data sets.
         pca_dim: principal components that are kept, at most, and one for 10 images.
-        sobel: the first layer of the backbone takes derivatives, so that colours cannot decide; as in the paper.
-        backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module (with ``sobel``, for 2 channels).
+        backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         projector: from features (B, D) to what is clustered (B, E); a module, a dictionary of arguments of MLP, or None.
         loss: of (logits (B, K), clusters (B,)); None for the cross-entropy. Images that could not be read have cluster -1.
     Shape:
@@ -77,7 +75,6 @@ class DeepClusterSupervisor(JointEmbedding):
         clusters: int | None = None,
         mult: int = 1,
         pca_dim: int = 256,
-        sobel: bool = False,
         backbone: str | nn.Module | None = None,
         projector: Head = None,
         loss: Callable[..., Tensor] | None = None,
@@ -89,8 +86,7 @@ class DeepClusterSupervisor(JointEmbedding):
             require_count("clusters", clusters, "is the number of clusters", minimum=2)
         require_count("mult", mult, "is the number of epochs from one clustering to the next")
         require_count("pca_dim", pca_dim, "is the number of principal components that are clustered")
-        require_bool("sobel", sobel, "says whether the backbone sees derivatives")
-        self.clusters, self.mult, self.pca_dim, self.sobel = clusters, mult, pca_dim, sobel
+        self.clusters, self.mult, self.pca_dim = clusters, mult, pca_dim
         self.cluster_count: int | None = None  # K
 
     def _build(self) -> None:
@@ -100,9 +96,6 @@ class DeepClusterSupervisor(JointEmbedding):
         any_clusters = torch.arange(max(1, len(self.images))) % self.cluster_count
         self.register_buffer("assignments", any_clusters)  # (N,) of each image; no meaning before the first clustering
         self.register_buffer("times_clustered", torch.zeros((), dtype=torch.long))  # how many there have been
-
-    def _make_backbone(self) -> nn.Module:
-        return build_sobel(self.given.backbone, self.network_shape, self.sobel)
 
     def _before_epoch(self, epoch: int) -> None:
         if epoch % self.mult and self.times_clustered:

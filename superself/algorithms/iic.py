@@ -14,9 +14,8 @@ from superself.basics.validate import require_bool, require_count, require_posit
 from superself.data import Batch
 from superself.evaluation.extraction import open_at_size, read_in_order
 from superself.losses.iic import IICLoss, joint_probabilities, mutual_information
-from superself.networks import CombinedNet, MultiHead, feature_width
+from superself.networks import CombinedNet, MultiHead, feature_width, build_backbone
 from superself.networks.modes import evaluation_mode
-from superself.networks.sobel import build_sobel
 from superself.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class IICSupervisor(Supervisor):
 
     Source: Ji et al., Invariant Information Clustering, arXiv:1807.06653; settings of the authors' code for CIFAR-10.
     Deviations: crops keep between 40 % of the image and all of it, where the authors' have a fixed size, so that whole images
-        are known too; every pair has its own first view; no Sobel filter by default.
+        are known too; every pair has its own first view; the Sobel filter is an option, ``sobel=True``.
     Args:
         dataset: see Supervisor, also for the options that are not listed here.
         augment: makes two views; see Supervisor.
@@ -46,8 +45,7 @@ class IICSupervisor(Supervisor):
         turns: epochs of the heads for more clusters, then of the heads for clusters; (1, 2) for CIFAR-10 in the authors' code.
         repeats: pairs of views of each image in a batch.
         lamb: weight of the marginals in the loss; above 1 it demands clusters of equal size more strongly.
-        sobel: the first layer of the backbone takes derivatives, so that colours cannot decide; as in the paper.
-        backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module (with ``sobel``, for 2 channels).
+        backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         loss: of logits (heads, B, K) of the first and of the second views; None for minus the mutual information.
     Shape:
         batch of images (B, C, H, W) -> loss ().
@@ -76,7 +74,6 @@ class IICSupervisor(Supervisor):
         turns: Sequence[int] = (1, 1),
         repeats: int = 3,
         lamb: float = 1.0,
-        sobel: bool = False,
         backbone: str | nn.Module | None = None,
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
@@ -89,19 +86,18 @@ class IICSupervisor(Supervisor):
         require_count("heads", heads, "is the number of heads of each kind")
         require_count("repeats", repeats, "is the number of pairs of views of each image")
         require_positive("lamb", lamb, "is the weight of the marginals")
-        require_bool("sobel", sobel, "says whether the backbone sees derivatives")
         if isinstance(turns, str) or not isinstance(turns, Sequence) or len(turns) != 2:
             raise ValueError(f"turns={shortened(turns)} must be two numbers of epochs, for example (1, 1).")
         for epochs in turns:
             require_count("each of turns", epochs, "is a number of epochs")
         self.clusters, self.over_clusters, self.heads, self.turns = clusters, over_clusters, heads, tuple(turns)
-        self.repeats, self.lamb, self.sobel = repeats, lamb, sobel
+        self.repeats, self.lamb = repeats, lamb
         self.given.backbone = backbone
         self._information: Tensor | None = None  # of each head, for ``_after_step``
 
     def _build(self) -> None:
         self.loss = self.given.loss or IICLoss(self.lamb)
-        backbone = build_sobel(self.given.backbone, self.network_shape, self.sobel)
+        backbone = build_backbone(self.given.backbone, self.network_shape)
         width = feature_width(backbone, self.network_shape)
 
         def linear_heads(clusters: int) -> MultiHead:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from superself.augment.transform import Transform, as_range, per_sample, uniform_between
 from superself.augment.warp import weighted_rows
-from superself.basics.colour import luma_derivatives
+from superself.basics.colour import greyscale
+from superself.basics.derivatives import sobel_derivatives
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
@@ -70,7 +71,7 @@ class Sobel(Transform):
         return 2
 
     def transform(self, images: Tensor, numbers: Tensor) -> Tensor:
-        return luma_derivatives(images)
+        return sobel_derivatives(greyscale(images))
 
 
 def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
-"""Colour spaces: luma, its derivatives, and CIE Lab of batches of images."""
+"""Colour spaces: luma and CIE Lab of batches of images."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 RED, GREEN, BLUE = 0.2989, 0.587, 0.114  # weights of the luma, as in torchvision
@@ -21,20 +20,6 @@ def greyscale(images: Tensor) -> Tensor:
         return images.mean(1, keepdim=True)
     red, green, blue = images.split(1, 1)
     return red.mul(RED).add_(green, alpha=GREEN).add_(blue, alpha=BLUE)
-
-
-def luma_derivatives(images: Tensor) -> Tensor:
-    """Sobel's derivatives of the luma along x and y; the image's edge is repeated.
-
-    Shape:
-        images (B, C, H, W) -> (B, 2, H, W).
-    """
-    grey = F.pad(greyscale(images), (1, 1, 1, 1), mode="replicate")
-    # Differences along one axis, smoothed by (1, 2, 1) along the other. Unlike a convolution, sums stay exact in TF32.
-    x, y = grey[..., 2:] - grey[..., :-2], grey[:, :, 2:] - grey[:, :, :-2]
-    x = x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]
-    y = y[..., :-2] + 2 * y[..., 1:-1] + y[..., 2:]
-    return torch.cat([x, y], 1)
 
 
 def rgb_to_lab(images: Tensor) -> Tensor:

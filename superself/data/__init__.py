@@ -6,7 +6,8 @@ from superself.data.images import Images, ImageSpec
 from superself.data.loader import BatchLoader
 from superself.data.open import open_images
 from superself.data.photographs import photos
-from superself.data.preprocessing import Preprocessing, to_float
+from superself.data.preprocessing import Preprocessing
+from superself.data.reading import Reading, to_float
 from superself.data.sampler import EpochSampler, SequentialBatches
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Images",
     "Item",
     "Preprocessing",
+    "Reading",
     "SequentialBatches",
     "cifar10",
     "open_images",

@@ -19,6 +19,7 @@ from superself.basics.validate import require_choice
 from superself.data.agreement import BROKEN_SHARE, find_common
 from superself.data.batch import Batch, Item, are_classes, stack_targets
 from superself.data.pixels import Header, find_not_finite, require_finite
+from superself.data.reading import Reading
 from superself.data.resize import conform_image, resize_mask_to_cover, resize_to_cover
 from superself.data.retry import PassingReason, read_with_retries
 from superself.data.sources import (
@@ -52,6 +53,7 @@ class Images(Dataset):
         image_size: (H, W) to resize to; None requires images of equal size.
         on_bad_image: "skip" replaces broken images until they are more than 5 %, "raise" stops at the first.
         memory_limit: bytes up to which ``load`` decodes the images into memory.
+        reading: what is done to the pixels of every image when it is read; None for nothing.
     Raises:
         ValueError: if too many images are broken, or if their sizes, channels or types differ.
     """
@@ -62,6 +64,7 @@ class Images(Dataset):
         image_size: tuple[int, int] | None = None,
         on_bad_image: str = "skip",
         memory_limit: int = MEMORY_LIMIT,
+        reading: Reading | None = None,
     ) -> None:
         require_choice("on_bad_image", on_bad_image, ("skip", "raise"))
         if len(source) == 0:
@@ -80,10 +83,15 @@ class Images(Dataset):
         if not headers:
             raise ValueError(f"none of the images can be read: {format_broken(self._named(broken))}.")
         self.report_broken(broken)
-        common = find_common(headers, source.name, any_size=image_size is not None)
+        self.reading = reading
+        read = headers if reading is None else {place: reading.header(header) for place, header in headers.items()}
+        common = find_common(read, source.name, any_size=image_size is not None)
+        if reading is not None:
+            reading.check({header.channels for header in headers.values()}, common.channels)
         self.report_broken(common.outliers)
         self.shape: tuple[int, int, int] = (common.channels, *(image_size or common.small))
-        self.dtype: torch.dtype = getattr(torch, common.dtype)
+        self._stored_dtype: torch.dtype = getattr(torch, common.dtype)
+        self.dtype = self._stored_dtype if reading is None else reading.dtype(self._stored_dtype)
         self._sizes = (common.small, common.large)
         self._resized = image_size is not None
         self._data: Tensor | None = None  # (N, C, H, W) when in memory
@@ -93,6 +101,7 @@ class Images(Dataset):
             self._data = source.data
             if source.data.shape[2:] != self.shape[1:]:
                 self._data = torch.cat([resize_to_cover(part, self.shape[1:]) for part in source.data.split(256)])
+            self._data = self._data if reading is None else reading(self._data).contiguous()
             self._replace_broken(find_not_finite(self._data))
 
     @property
@@ -285,6 +294,8 @@ class Images(Dataset):
         (h, w), (h2, w2) = self._sizes
         sizes = f"{h} x {w}" if (h, w) == (h2, w2) else f"{h} x {w} to {h2} x {w2}"
         stored = "" if self._sizes == (self.shape[1:],) * 2 else f" stored as {self.shape[1]} x {self.shape[2]}"
+        norm = None if self.reading is None else self.reading.norm
+        divided = "" if norm is None else f" divided by {norm:g}"
         if self.in_memory:
             where = f"{format_bytes(self.nbytes)} in memory"
             where += (
@@ -305,7 +316,7 @@ class Images(Dataset):
         return (
             f"{len(self)} images found, {len(self) - len(self._broken)} used, {len(self._broken)} skipped; "
             f"{self.shape[0]} channel{'s' * (self.shape[0] > 1)}, {str(self.dtype).removeprefix('torch.')}; "
-            f"{sizes} pixels{stored}; {where}{left_out}"
+            f"{sizes} pixels{stored}{divided}; {where}{left_out}"
         )
 
     def _read(self, place: int) -> Sample | str:
@@ -335,9 +346,10 @@ class Images(Dataset):
             )
         if isinstance(mask, Tensor) and mask.shape[-2:] == image.shape[1:] != self.shape[1:]:
             mask = resize_mask_to_cover(mask, self.shape[1:])
-        image = conform_image(image, self.shape[0], self.dtype, self.shape[1:])
+        image = image if self.reading is None else self.reading.select(image)
+        image = conform_image(image, self.shape[0], self._stored_dtype, self.shape[1:])
         require_finite(image)
-        return Sample(image, target, mask)
+        return Sample(image if self.reading is None else self.reading.scale(image), target, mask)
 
     def _read_or_replace(self, place: int) -> tuple[Item, dict[int, str]]:
         """The image at a place, or the next one that can be read; and the broken images before it."""
@@ -359,6 +371,7 @@ class ImageSpec(Images):
     """
 
     fingerprint = ""
+    reading = None
     skipped: dict[str, str] = {}
 
     def __init__(self, shape: tuple[int, int, int] = (3, 225, 225), count: int = 0) -> None:

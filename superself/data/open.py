@@ -16,6 +16,7 @@ from superself.data.datasets import NAMES, named_source
 from superself.data.folders import FoundFiles, find_files, match_files
 from superself.data.images import MEMORY_LIMIT, Images, ImageSpec
 from superself.data.pixels import MAX_IMAGE_BYTES
+from superself.data.reading import Reading
 from superself.data.sources import FileSource, ItemSource, TensorSource, stack_images
 from superself.data.tiff import Planes
 from superself.data.wording import format_broken, printable
@@ -32,6 +33,9 @@ def open_images(
     read: Reader | None = None,
     memory_limit: int = MEMORY_LIMIT,
     planes: str | int | tuple[int, ...] | None = None,
+    norm: float | None = None,
+    num_channels: int | None = None,
+    single_channel: bool = False,
 ) -> Images:
     """Opens a data set of any kind and finds out the sizes of its images without decoding them all.
 
@@ -50,16 +54,22 @@ def open_images(
         memory_limit: bytes up to which ``load`` decodes the images into memory.
         planes: which planes of TIFF stacks become channels: "channels" for all, a number or a tuple of numbers for
             some. None reads all planes as channels if the file says that they are, and refuses other stacks.
+        norm: value that pixels are divided by to reach [0, 1], for example 10000 for 16-bit GeoTIFFs, or the largest value of
+            floating-point images; None divides 8 bits by 255 and 16 bits by 65535.
+        num_channels: keeps the first channels of images that have more, for example 3 of RGBA.
+        single_channel: the images have one channel, which is repeated ``num_channels`` times (3 if that is None).
     Raises:
         ValueError: if the source is not one of these, holds no images, or its images do not agree.
         FileNotFoundError: if a path does not exist.
     """
     if isinstance(source, Images):
-        if (image_size, on_bad_image, read, memory_limit, planes) != (None, "skip", None, MEMORY_LIMIT, None):
+        given = (image_size, on_bad_image, read, memory_limit, planes, norm, num_channels, single_channel)
+        if given != (None, "skip", None, MEMORY_LIMIT, None, None, None, False):
             raise ValueError("this data set is open already; pass image_size and the other options when opening it.")
         return source
     size = None if image_size is None else check_size("image_size", image_size)
     planes = _check_planes(planes)
+    reading = Reading.of(norm, num_channels, single_channel)
     require_count("memory_limit", memory_limit, "is a number of bytes, for example 8 * 2**30", minimum=0)
     if read is not None and not callable(read):
         raise TypeError(f"read={read!r} cannot be called; pass a function from a path to an image.")
@@ -72,7 +82,7 @@ def open_images(
         raise ValueError(f"planes= is for TIFF files, and this data set is a {type(source).__name__}; leave it out.")
     if planes is not None and read is not None:
         raise ValueError("planes= is for TIFF files that are read without read=; pass only one of the two.")
-    return Images(opened, size, on_bad_image, memory_limit)
+    return Images(opened, size, on_bad_image, memory_limit, reading)
 
 
 def check_size(name: str, size: Any) -> tuple[int, int]:

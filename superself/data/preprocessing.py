@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from superself.basics.derivatives import sobel_derivatives
+from superself.data.reading import FULL_SCALE, Reading, to_float
+
 if TYPE_CHECKING:
     from superself.data.images import Images
 
-FULL_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}
-
-
-def to_float(images: Tensor) -> Tensor:
-    """Pixels as float32: uint8 / 255, uint16 / 65535, floating point unchanged.
-
-    Shape:
-        images (...) -> (...).
-    """
-    return images.float() / FULL_SCALE[images.dtype] if images.dtype in FULL_SCALE else images.float()
+SOBEL_CHANNELS = 3  # derivatives along x and y, and a third channel of zeros for networks that take RGB
 
 
 def channel_statistics(images: Images) -> tuple[Tensor, Tensor]:
@@ -60,15 +54,23 @@ def check_normalize(normalize: Any) -> tuple[Tensor, Tensor]:
 class Preprocessing:
     """The normalisation of every batch before the network: (x - mean) / std, with x from ``to_float``.
 
+    Images that were opened with ``norm``, ``num_channels`` or ``single_channel`` have gone through these steps when they were
+    read, before augmentation. The ``preprocessing`` of an exported backbone does them too: it takes raw images, as they are in
+    the files. ``sobel`` comes last, so that augmentation sees images.
+
     It consists of plain values, so that a checkpoint can contain it.
 
     Args:
-        shape: (C, H, W) of the images that the network was trained on.
+        shape: (C, H, W) of the images that the network was trained on, after reading.
         dtype: name of the type in which they were stored: "uint8", "uint16" or "float32".
         mean: one value per channel.
         std: one value per channel.
+        sobel: replaces the normalised channels by the Sobel derivatives of their mean along x and y, and a channel of zeros.
+        reading: the steps when images are read; None for none.
+        raw: whether the images that it is called with have not gone through ``reading`` yet. Without it, ``reading`` is
+            applied where it is missing for certain: to integers, and to other numbers of channels.
     Shape:
-        images (B, C, h, w) of any size -> (B, C, h, w) float32.
+        images (B, C, h, w) of any size -> (B, C, h, w) float32, or (B, 3, h, w) with ``sobel``.
     Raises:
         ValueError: if the number of means or stds is not that of the channels, or a std is not positive.
     """
@@ -77,6 +79,9 @@ class Preprocessing:
     dtype: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    sobel: bool = False
+    reading: Reading | None = None
+    raw: bool = False
 
     def __post_init__(self) -> None:
         channels = self.shape[0]
@@ -89,12 +94,13 @@ class Preprocessing:
             raise ValueError(f"normalize has std {self.std}; pass stds larger than 0.")
 
     @classmethod
-    def of(cls, images: Images, normalize: tuple[Any, Any] | None = None) -> Preprocessing:
+    def of(cls, images: Images, normalize: tuple[Any, Any] | None = None, sobel: bool = False) -> Preprocessing:
         """The preprocessing for a data set: measured on 1024 of its images, or with the given (mean, std).
 
         Args:
             images: the opened data set.
             normalize: (mean, std), each one value per channel, or one number for all channels.
+            sobel: see the class.
         """
         channels = images.shape[0]
         if images.dtype.is_floating_point:
@@ -102,8 +108,8 @@ class Preprocessing:
             if low < 0 or high > 1:
                 warnings.warn(
                     f"the images are floating-point numbers from {low:.4g} to {high:.4g}, and views that change brightness "
-                    "or colour, and Lab, clip values outside [0, 1]; divide them by their largest possible value (255 for "
-                    "8 bits), or pass uint8. They are normalised here.",
+                    "or colour, and Lab, clip values outside [0, 1]; divide them by their largest possible value (norm=255 "
+                    "for 8 bits), or pass uint8. They are normalised here.",
                     stacklevel=2,
                 )
         if normalize is None:
@@ -113,10 +119,25 @@ class Preprocessing:
             mean, std = check_normalize(normalize)
             mean, std = (value.expand(channels) if value.numel() == 1 else value for value in (mean, std))
         dtype = str(images.dtype).removeprefix("torch.")
-        return cls(tuple(images.shape), dtype, tuple(mean.tolist()), tuple(std.tolist()))
+        return cls(tuple(images.shape), dtype, tuple(mean.tolist()), tuple(std.tolist()), sobel, images.reading)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the network gets."""
+        return (SOBEL_CHANNELS, *self.shape[1:]) if self.sobel else self.shape
+
+    def for_raw_images(self, raw: bool = True) -> Preprocessing:
+        """The same for images as they are in the files, or with ``raw=False`` for images that were read."""
+        return replace(self, raw=raw and self.reading is not None)
+
+    def for_images(self, images: Images) -> Preprocessing:
+        """The same for the batches of an opened data set, which were read with steps of their own or are raw."""
+        return self.for_raw_images() if images.reading is None else replace(self, reading=images.reading, raw=False)
 
     def __call__(self, images: Tensor) -> Tensor:
         """The normalised batch."""
+        if self.reading is not None and (self.raw or images.dtype in FULL_SCALE or images.shape[1] != self.shape[0]):
+            images = self.reading(images)
         if images.shape[1] != len(self.mean):
             raise ValueError(
                 f"the batch has {images.shape[1]} channels, the preprocessing was made for {len(self.mean)}; "
@@ -128,10 +149,18 @@ class Preprocessing:
                 f"images with means {[round(mean, 3) for mean in self.mean]}, which are not in [0, 1]; "
                 "pass float32 images of the same range."
             )
-        return (to_float(images) - _constant(self.mean, images.device)) / _constant(self.std, images.device)
+        normalised = (to_float(images) - _constant(self.mean, images.device)) / _constant(self.std, images.device)
+        if not self.sobel:
+            return normalised
+        derivatives = sobel_derivatives(normalised.mean(1, keepdim=True))  # (B, 2, h, w)
+        return torch.cat([derivatives, torch.zeros_like(derivatives[:, :1])], 1)
 
     def undo(self, images: Tensor) -> Tensor:
         """The inverse: from normalised images (B, C, h, w) to the values of ``to_float``."""
+        if self.sobel:
+            raise ValueError(
+                "sobel=True cannot be undone, since derivatives do not hold an image; show the images themselves."
+            )
         return images.float() * _constant(self.std, images.device) + _constant(self.mean, images.device)
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,8 +169,10 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
-        """The inverse of ``to_dict``."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        """The inverse of ``to_dict``, also of versions that had fewer entries."""
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        reading = values.get("reading")
+        return cls(**{**values, "reading": None if reading is None else Reading(**reading)})
 
 
 @lru_cache(maxsize=64)

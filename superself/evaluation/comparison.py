@@ -52,7 +52,8 @@ def compare(
         backbone: the trained one, as ``get_backbone()`` returns it.
         train: labelled images: the neighbours for kNN, and the training set of the linear probe.
         test: labelled images of the same classes, on which accuracy is measured.
-        random: the backbone to compare with, used without changes; None: the same network with fresh random weights.
+        random: the backbone to compare with, used without changes; None: the same network with fresh random weights, also
+            where ``backbone`` started from pretrained ones.
         k: number of neighbours that vote.
         temperature: of their votes; see ``knn_predict``.
         seed: of the random weights, and of the split that chooses the linear probe's regularisation.
@@ -62,8 +63,8 @@ def compare(
             be re-initialised.
     """
     preprocessing = getattr(backbone, "preprocessing", None)
-    size = preprocessing and preprocessing.shape[1:]
-    train, test = open_labelled(train, size, "train"), open_labelled(test, size, "test")
+    size, reading = preprocessing and preprocessing.shape[1:], preprocessing and preprocessing.reading
+    train, test = open_labelled(train, size, "train", reading), open_labelled(test, size, "test", reading)
     preprocessing = preprocessing or Preprocessing.of(train)
     origin = "passed as random="
     if random is None:
@@ -73,7 +74,7 @@ def compare(
                 random = fresh_copy(backbone)
             except ValueError as error:
                 raise ValueError(f"{error} Or pass a randomly initialised backbone as random=.") from error
-        if _measure_batch_norms(random, train, preprocessing):
+        if _measure_batch_norms(random, train, preprocessing.for_images(train)):
             origin += ", batch norm statistics measured on training images"
 
     rows, chosen = {}, {}

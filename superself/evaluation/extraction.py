@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from superself.basics.random import preserve_random_state
-from superself.data import Images, Preprocessing, SequentialBatches, open_images
+from superself.data import Images, Preprocessing, Reading, SequentialBatches, open_images
 from superself.networks import pool_features
 from superself.networks.modes import device_of, evaluation_mode
 
@@ -72,7 +72,8 @@ def features(
 
     Args:
         backbone: any module from images to (B, D), (B, D, h, w) or (B, tokens, D); maps and tokens are averaged.
-        dataset: anything that ``open_images`` takes, opened at the size of the preprocessing; an ``Images`` keeps its own.
+        dataset: anything that ``open_images`` takes, opened at the size of the preprocessing and read as in training; an
+            ``Images`` keeps its own size and values.
         batch_size: images per forward pass; does not change the result.
         preprocessing: what the backbone expects; None: the one it was trained with (``backbone.preprocessing``), and
             for a backbone without one the mean and standard deviation of ``dataset``.
@@ -108,13 +109,14 @@ def collect_features(
         batches: how many of the first batches are read; None for all.
     """
     preprocessing = preprocessing or getattr(backbone, "preprocessing", None)
-    images = open_at_size(dataset, preprocessing and preprocessing.shape[1:])
+    images = open_at_size(dataset, preprocessing and preprocessing.shape[1:], preprocessing and preprocessing.reading)
     if len(images) == 0:
         raise ValueError("there are 0 images to compute features of; pass a data set with at least one.")
-    preprocessing = preprocessing or Preprocessing.of(images)
-    if images.shape[0] != preprocessing.shape[0]:
+    preprocessing = (preprocessing or Preprocessing.of(images)).for_images(images)
+    reading, channels = preprocessing.reading, images.shape[0]
+    if (channels if reading is None else reading.channels(channels)) != preprocessing.shape[0]:
         raise ValueError(
-            f"the images have {images.shape[0]} channels and the backbone was made for {preprocessing.shape[0]}; "
+            f"the images have {channels} channels and the backbone was made for {preprocessing.shape[0]}; "
             f"give images of {preprocessing.shape[0]} channels."
         )
     device = torch.device(device or device_of(backbone))
@@ -168,24 +170,26 @@ def classified(found: Features, role: str) -> Features:
     return found
 
 
-def open_at_size(dataset: Any, size: tuple[int, int] | None) -> Images:
-    """``open_images`` with image size (H, W); an ``Images`` is open already and keeps its own."""
-    if size is None or isinstance(dataset, Images):
-        return open_images(dataset)
-    return open_images(dataset, image_size=tuple(size))
+def open_at_size(dataset: Any, size: tuple[int, int] | None, reading: Reading | None = None) -> Images:
+    """``open_images`` with image size (H, W) and steps; an ``Images`` is open already and keeps its own."""
+    if isinstance(dataset, Images):
+        return dataset
+    options = {} if reading is None else reading.options()
+    return open_images(dataset, image_size=None if size is None else tuple(size), **options)
 
 
-def open_labelled(dataset: Any, size: tuple[int, int] | None, role: str) -> Images:
+def open_labelled(dataset: Any, size: tuple[int, int] | None, role: str, reading: Reading | None = None) -> Images:
     """``open_at_size``, loaded into memory if it fits.
 
     Args:
         dataset: anything that ``open_images`` takes.
         size: (H, W), or None for that of the images.
         role: what the data set is called in the message.
+        reading: the steps when images are read.
     Raises:
         ValueError: if the data set has no labels.
     """
-    images = open_at_size(dataset, size).load()
+    images = open_at_size(dataset, size, reading).load()
     if not isinstance(images.batch([0]).target, Tensor):  # some sources have labels with their items only
         raise ValueError(
             f"{role} has no labels, which are needed to measure accuracy; "

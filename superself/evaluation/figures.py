@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from superself.augment.recipes import plain
 from superself.basics.pictures import write_pictures
 from superself.basics.random import preserve_random_state
-from superself.data import Images, open_images
+from superself.data import Images
 from superself.evaluation.extraction import features, open_at_size
 from superself.networks.modes import evaluation_mode
 
@@ -40,7 +40,7 @@ def show_neighbours(backbone: nn.Module, dataset: Any, path: str | Path, queries
         ValueError: if the data set has fewer readable images than ``queries``, or no more than ``neighbours``.
     """
     preprocessing = getattr(backbone, "preprocessing", None)
-    images = open_at_size(dataset, preprocessing and preprocessing.shape[1:])
+    images = open_at_size(dataset, preprocessing and preprocessing.shape[1:], preprocessing and preprocessing.reading)
     found = features(backbone, images, on_broken="nan").features
     places = (~found.isnan().all(dim=1)).nonzero().flatten()  # (N,) of the readable images
     count = len(places)
@@ -93,7 +93,7 @@ def show_columns(
     """
     images = supervisor.images if dataset is None else dataset
     if not isinstance(images, Images):
-        images = open_images(images, image_size=supervisor.images.shape[1:])
+        images = open_at_size(images, supervisor.images.shape[1:], supervisor.images.reading)
     if len(images) == 0:
         raise ValueError("there are no images to show; pass a data set as dataset=.")
     batch = images.sample(count).to(supervisor.device)

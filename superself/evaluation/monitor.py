@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from superself.augment import recipe
 from superself.basics.random import preserve_random_state
-from superself.data import Preprocessing
+from superself.data import Preprocessing, Reading
 from superself.evaluation.collapse import effective_rank, feature_rms, feature_std, mean_cosine
 from superself.evaluation.extraction import collect_features, open_labelled
 from superself.evaluation.knn import knn_accuracy
@@ -60,6 +60,7 @@ class FeatureMonitor:
         probe: (labelled_train, labelled_test) or None; opened at the size of ``images``.
         probe_every: epochs from one kNN accuracy to the next.
         autocast: entered for the fixed batch, so that it runs at the precision of training.
+        reading: the steps when the images of the probe are read; ``images`` have gone through them.
     """
 
     def __init__(
@@ -68,12 +69,14 @@ class FeatureMonitor:
         probe: tuple[Any, Any] | None = None,
         probe_every: int = 1,
         autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+        reading: Reading | None = None,
     ) -> None:
         self.images, self.probe_every, self.autocast = images, probe_every, autocast
         self.probe = None
         if probe is not None:
             roles = ("the first data set of probe", "the second data set of probe")
-            self.probe = [open_labelled(part, images.shape[2:], role) for part, role in zip(probe, roles, strict=True)]
+            pairs = zip(probe, roles, strict=True)
+            self.probe = [open_labelled(part, images.shape[2:], role, reading) for part, role in pairs]
         self._initial: dict[str, float] = {}
         self._suspects: dict[str, float] = {}  # problem of the last epoch -> how bad it was
         self._reported: set[str] = set()
@@ -271,7 +274,8 @@ class MonitorTracker(Tracker):
         images = supervisor.images.sample(256)
         if images.shape[1:] != supervisor.view_shape:
             images = recipe(None, supervisor.view_shape[1:])(images)
-        self.monitor = FeatureMonitor(images, settings.probe, settings.probe_every, self.run.autocast)
+        reading = supervisor.preprocessing.reading
+        self.monitor = FeatureMonitor(images, settings.probe, settings.probe_every, self.run.autocast, reading)
         if self._state:
             self.monitor.load_state_dict(self._state)
             self.monitor.rehearse(supervisor.exported_backbone, supervisor.preprocessing)

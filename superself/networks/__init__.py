@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from superself.networks.adapters import patch_projection
+from superself.networks.alexnet import AlexNetMaps
 from superself.networks.backbones import BackboneSpec, build_backbone
 from superself.networks.combined import CombinedNet, MapNet, compilable_networks, replicated
 from superself.networks.decoders import Decoder, Upsampling
@@ -22,11 +23,19 @@ from superself.networks.halves import HalvesNet, LabHalves, PerHalf, build_halve
 from superself.networks.heads import MLP, MultiHead
 from superself.networks.memory import FeatureQueue, MemoryBank
 from superself.networks.momentum import MomentumEncoder
-from superself.networks.norms import BatchRenorm1d, LayerNorm2d, StandardizedLinear, use_layer_norm
-from superself.networks.sobel import SobelBackbone, build_sobel
+from superself.networks.norms import (
+    BatchRenorm1d,
+    LayerNorm2d,
+    StandardizedConv2d,
+    StandardizedLinear,
+    use_layer_norm,
+)
+from superself.networks.pretrained import LoadedWeights, load_weights
+from superself.networks.resnets import ResNet
 
 __all__ = [
     "MLP",
+    "AlexNetMaps",
     "BackboneSpec",
     "BatchRenorm1d",
     "CombinedNet",
@@ -36,12 +45,14 @@ __all__ = [
     "HalvesNet",
     "LabHalves",
     "LayerNorm2d",
+    "LoadedWeights",
     "MapNet",
     "MemoryBank",
     "MomentumEncoder",
     "MultiHead",
     "PerHalf",
-    "SobelBackbone",
+    "ResNet",
+    "StandardizedConv2d",
     "StandardizedLinear",
     "Upsampling",
     "build_backbone",
@@ -53,6 +64,7 @@ __all__ = [
     "feature_tokens",
     "feature_width",
     "fresh_copy",
+    "load_weights",
     "map_shape",
     "patch_projection",
     "pool_features",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +12,14 @@ import torchvision
 from torch import nn
 
 from superself.basics.validate import require_choice
+from superself.networks.alexnet import AlexNetMaps
 from superself.networks.efficient import EfficientFeatures
 from superself.networks.features import feature_width
-from superself.networks.norms import use_layer_norm
+from superself.networks.norms import StandardizedConv2d, use_layer_norm
+from superself.networks.pretrained import load_weights, pretrained_weights_wanted
+from superself.networks.resnets import RESNETS, ResNet
 
+OWN = ("alexnet_bn", "resnet9", *(name for name in RESNETS if name.startswith("ws_")))  # not torchvision's or timm's
 SMALL_SIDE = 64  # pixels; images with a side up to this get a stem that does not shrink them
 
 
@@ -23,11 +28,12 @@ class BackboneSpec:
     """How ``build_backbone`` made a network; stored as its attribute ``spec``. ``str(spec)`` describes it in words.
 
     Args:
-        name: None for EfficientFeatures, a torchvision name, or "timm:NAME".
+        name: None for EfficientFeatures, a name of torchvision's or superself's, or "timm:NAME"; without weights.
         shape: (C, H, W) of the images it was built for.
         norm: "batch", or "layer" where layer norm has replaced batch norm.
         small_stem: whether the first convolution was replaced by a 3 x 3 one for small images.
         width: D of its pooled features.
+        weights: where the weights that it started from came from; None if they were random.
     """
 
     name: str | None
@@ -35,14 +41,16 @@ class BackboneSpec:
     norm: str
     small_stem: bool
     width: int
+    weights: str | None = None
 
     def build(self) -> nn.Module:
-        """A network like the first one, with fresh random weights."""
+        """A network like the first one, with random weights even where the first one's were pretrained."""
         return build_backbone(self.name, self.shape, self.norm)
 
     def __str__(self) -> str:
         name = self.name or "efficientnet-b0"
         library = "timm" if name.startswith("timm:") else "torchvision" if self.name else "efficientnet-pytorch"
+        library = "superself" if _is_own(*_split(name)[:2]) else library
         channels, height, width = self.shape
         parts = [
             f"{name.removeprefix('timm:')} ({library})",
@@ -50,43 +58,55 @@ class BackboneSpec:
             f"3 x 3 stem for images of {height} x {width}" if self.small_stem else "",
             f"{self.width} features",
             "layer norm" if self.norm == "layer" else "",
+            f"from the weights of {self.weights}" if self.weights else "",
         ]
         return ", ".join(filter(None, parts))
 
 
 def build_backbone(
-    backbone: str | nn.Module | None = None, shape: tuple[int, int, int] = (3, 225, 225), norm: str = "batch"
+    backbone: str | nn.Module | None = None,
+    shape: tuple[int, int, int] = (3, 225, 225),
+    norm: str = "batch",
+    weights: str | Path | None = None,
 ) -> nn.Module:
-    """Builds a backbone for images of the given shape, with random weights; a module is returned unchanged.
+    """Builds a backbone for images of the given shape; a module is returned unchanged.
 
     The first convolution takes C channels, and the classifier is removed. If a side of the images has at most 64 pixels, the
     first convolution becomes 3 x 3 with stride 1 and no pooling follows; only networks that are built for one image size
     (vision transformers) keep theirs. Running averages of batch norm move by 0.1 a step or more. ``describe(backbone)`` says
     what was chosen, ``fresh_copy(backbone)`` gives the same network with other random weights.
 
+    Weights are random unless some are asked for, as ``weights=`` or in the name: "resnet18@imagenet", "resnet18@FILE",
+    "timm:vit_tiny_patch16_224@imagenet", "@FILE" for EfficientFeatures. ``load_weights`` says how they are adapted to the
+    images; what matched is kept as ``backbone.loaded_weights``. A run that is loaded does not need them again.
+
     Args:
-        backbone: None for EfficientFeatures; a torchvision name such as "resnet18"; a timm name such as
-            "timm:vit_small_patch16_224"; or a module.
+        backbone: None for EfficientFeatures; a torchvision name such as "resnet18"; "resnet9", "ws_resnet18" (standardised
+            weights and group norm, 18 to 152), "alexnet_bn"; any ResNet with a width, such as "resnet18:width=0.25"; a timm
+            name such as "timm:vit_small_patch16_224"; or a module.
         shape: (C, H, W) of the images.
         norm: "batch" keeps the norm layers; "layer" replaces each 2d batch norm by a layer norm, in a module in place.
+        weights: to start from: "imagenet", another name of the library's weights, or a file; see ``load_weights``.
 
     Raises:
         TypeError: if ``backbone`` is something else.
-        ValueError: if a name is unknown or the network cannot take such images.
+        ValueError: if a name is unknown, the network cannot take such images, or weights are those of another network.
         ImportError: if a timm name is given and timm is not installed.
+        OSError: if weights cannot be read or downloaded.
     """
     require_choice("norm", norm, ("batch", "layer"))
     if isinstance(backbone, nn.Module):
-        return use_layer_norm(backbone) if norm == "layer" else backbone
-    channels, height, width = shape
-    if backbone is None:
-        network, any_size = EfficientFeatures(channels), True
-    elif not isinstance(backbone, str):
+        network = use_layer_norm(backbone) if norm == "layer" else backbone
+        if weights is not None and pretrained_weights_wanted():
+            load_weights(network, weights)
+        return network
+    if backbone is not None and not isinstance(backbone, str):
         raise TypeError(f"backbone={backbone!r} is not a backbone; pass None, a name or an instance of nn.Module.")
-    elif backbone.startswith("timm:"):
-        network, any_size = _from_timm(backbone.removeprefix("timm:"), shape)
-    else:
-        network, any_size = _from_torchvision(backbone, shape)
+    if backbone == "":
+        raise ValueError("backbone='' is not a name; pass None for EfficientFeatures, or a name such as 'resnet18'.")
+    channels, height, width = shape
+    name, wide, in_name = _split(backbone or "")
+    network, any_size = _make(name, wide, shape)
 
     small = any_size and min(height, width) <= SMALL_SIDE
     _adapt_stem(network, channels, small)
@@ -95,8 +115,56 @@ def build_backbone(
             module.momentum = max(module.momentum, 0.1)
     if norm == "layer":
         use_layer_norm(network)
-    network.spec = BackboneSpec(backbone, tuple(shape), norm, small, feature_width(network, shape))
+    whole_name = (backbone or "").partition("@")[0] or None
+    weights = weights if weights is not None else in_name
+    features = feature_width(network, shape)
+    network.spec = BackboneSpec(
+        whole_name, tuple(shape), norm, small, features, None if weights is None else str(weights)
+    )
+    if weights is not None and pretrained_weights_wanted():
+        network.loaded_weights = load_weights(network, weights, whole_name)
     return network
+
+
+def _split(text: str) -> tuple[str, float | None, str | None]:
+    """The name of a network, its width and its weights, from "NAME:width=NUMBER@WEIGHTS"."""
+    name, at, weights = text.partition("@")  # no name of a network has one
+    if at and not weights:
+        raise ValueError(f'backbone={text!r} names no weights; pass for example "{name}@imagenet" or "{name}@FILE".')
+    if name.startswith("timm:") or ":" not in name:
+        return name, None, weights or None
+    name, _, option = name.partition(":")
+    key, _, value = option.partition("=")
+    try:
+        width = float(value) if key == "width" else 0.0
+    except ValueError:
+        width = 0.0
+    if not 0 < width < float("inf"):
+        raise ValueError(
+            f'backbone={text!r} has the option {option!r}, which is not a width; pass for example "{name}:width=0.5".'
+        )
+    if name not in RESNETS:
+        raise ValueError(
+            f"backbone={text!r} has a width, and only ResNets have one ({', '.join(RESNETS)}); leave it out."
+        )
+    return name, width, weights or None
+
+
+def _is_own(name: str, width: float | None) -> bool:
+    return name in OWN or width is not None
+
+
+def _make(name: str, width: float | None, shape: tuple[int, int, int]) -> tuple[nn.Module, bool]:
+    """Gives the network of a name without its classifier, and whether it accepts images of any size."""
+    if not name:  # None, or "@FILE"
+        return EfficientFeatures(shape[0]), True
+    if name == "alexnet_bn":
+        return AlexNetMaps(shape[0]), True
+    if _is_own(name, width):
+        return ResNet(*RESNETS[name], width=1.0 if width is None else width, in_channels=shape[0]), True
+    if name.startswith("timm:"):
+        return _from_timm(name.removeprefix("timm:"), shape)
+    return _from_torchvision(name, shape)
 
 
 def require_trainable(name: str, network: Any) -> None:
@@ -141,7 +209,8 @@ def _from_torchvision(name: str, shape: tuple[int, int, int]) -> tuple[nn.Module
     """Gives the network without its classifier, and whether it accepts images of any size."""
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
-        raise ValueError(_unknown_name(name, names, "a name of torchvision.models.list_models(), 'timm:NAME'"))
+        needed = f"a name of torchvision.models.list_models(), {', '.join(OWN[:3])}, 'timm:NAME'"
+        raise ValueError(_unknown_name(name, [*names, *OWN], needed))
     options = {}
     if name.startswith("vit_"):
         options["image_size"] = _vit_side(name, *shape[1:])
@@ -192,7 +261,8 @@ def _adapt_stem(network: nn.Module, channels: int, small: bool) -> None:
     if conv.in_channels == channels and not small:
         return
     size, stride, padding = (3, 1, 1) if small else (conv.kernel_size, conv.stride, conv.padding)
-    stem = nn.Conv2d(channels, conv.out_channels, size, stride, padding, bias=conv.bias is not None)
+    kind = StandardizedConv2d if isinstance(conv, StandardizedConv2d) else nn.Conv2d
+    stem = kind(channels, conv.out_channels, size, stride, padding, bias=conv.bias is not None)
     _replace(network, name, stem)
     pools = [name for name, module in network.named_modules() if isinstance(module, nn.MaxPool2d)]
     if small and len(pools) == 1:  # the stem's; networks with several, such as VGG, have them in the body

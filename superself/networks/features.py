@@ -197,9 +197,9 @@ def describe(backbone: nn.Module, shape: tuple[int, int, int] | None = None) -> 
 def fresh_copy(backbone: nn.Module) -> nn.Module:
     """A copy of a backbone with freshly initialised weights, on the same device and in the same mode.
 
-    Networks that ``build_backbone`` made, also inside another module, get the weights of a newly built one; every other
-    module is reset by its ``reset_parameters()``. Weights are drawn on the CPU, so that a seed gives the same copy on every
-    device.
+    Networks that ``build_backbone`` made, also inside another module, get the weights of a newly built one, random even where
+    the first one's were pretrained: the untrained network is what training is compared with. Every other module is reset by
+    its ``reset_parameters()``. Weights are drawn on the CPU, so that a seed gives the same copy on every device.
 
     Raises:
         ValueError: if a module with parameters has no ``reset_parameters()``; it lists the parameters.
@@ -221,6 +221,8 @@ def _reset(module: nn.Module, name: str) -> list[str]:
         built = spec.build()
         if _shapes(built) == _shapes(module):  # otherwise it was changed after it was built
             module.load_state_dict(built.state_dict())
+            module.spec = built.spec  # which names no pretrained weights
+            vars(module).pop("loaded_weights", None)
             return kept
     reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
     if reset is not None:

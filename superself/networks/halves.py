@@ -146,11 +146,15 @@ def without_normalization(options: dict[str, Any]) -> dict[str, Any]:
     """The options of a Supervisor whose backbone is LabHalves: it needs RGB in [0, 1], so images are not normalised.
 
     Raises:
-        ValueError: if the options contain ``normalize``.
+        ValueError: if the options contain ``normalize`` or ``sobel``.
     """
     if options.get("normalize") is not None:
         raise ValueError(
             f"normalize={options['normalize']} changes the colours that Lab is computed from; leave it out: L and ab are "
             "scaled by fixed numbers."
+        )
+    if options.get("sobel"):
+        raise ValueError(
+            "sobel=True leaves no colours for Lab to be computed from; leave it out, or use another algorithm."
         )
     return {**options, "normalize": (0.0, 1.0)}

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from superself.basics.validate import require_count
 
+STANDARDIZED_EPS = 1e-5  # added to the standard deviation of weights
+
 
 class LayerNorm2d(nn.GroupNorm):
     """Layer norm of feature maps: mean and variance over (C, H, W) of each image, scale and shift per channel.
@@ -121,9 +123,28 @@ class StandardizedLinear(nn.Linear):
         (..., in_features) -> (..., out_features).
     """
 
-    eps = 1e-5  # added to the standard deviation
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output with standardised weights."""
+        return F.linear(x, _standardized(self.weight), self.bias)
+
+
+class StandardizedConv2d(nn.Conv2d):
+    """A convolution whose weights are standardised: those of each output channel have mean 0 and deviation 1.
+
+    Meant to be followed by a norm layer, since the scale of the output is no longer learnt.
+
+    Source: Qiao et al., Weight Standardization, arXiv:1903.10520.
+    Deviations: none.
+    Shape:
+        (B, C, H, W) -> (B, C', H', W').
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output with standardised weights."""
-        std, mean = torch.std_mean(self.weight, dim=1, correction=0, keepdim=True)  # (out_features, 1)
-        return F.linear(x, (self.weight - mean) / (std + self.eps), self.bias)
+        return self._conv_forward(x, _standardized(self.weight), self.bias)
+
+
+def _standardized(weight: Tensor) -> Tensor:
+    """Weights (out, ...) with mean 0 and deviation 1 over all axes but the first."""
+    std, mean = torch.std_mean(weight, dim=tuple(range(1, weight.ndim)), correction=0, keepdim=True)
+    return (weight - mean) / (std + STANDARDIZED_EPS)

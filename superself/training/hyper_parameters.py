@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from superself.training.settings import Settings
 
 NOT_STORED = {"self", "model", "dataset", "collate_fn", "seed"}  # and what only concerns how the data are read:
-OF_THE_DATA = {"image_size", "on_bad_image", "read", "planes", "memory_limit"}
+READING = {"norm", "num_channels", "single_channel"}  # stored with the preprocessing
+OF_THE_DATA = {"image_size", "on_bad_image", "read", "planes", "memory_limit", *READING}
 BASES = {"Module", "Buildable", "Supervisor", "JointEmbedding", "AdversarialSupervisor"}  # not algorithms
 SCHEDULE = "schedule"  # key of the values of a Schedule in a checkpoint
 MISSING = object()
@@ -84,11 +85,13 @@ def run_identity(supervisor: nn.Module, settings: Settings, precision: str) -> d
     while hasattr(dataset, "dataset"):  # a Subset
         dataset = dataset.dataset
     data = {"read": options["read"], "planes": options["planes"], "collate_fn": supervisor.collate_fn}
+    steps = dict.fromkeys(sorted(READING)) | {"single_channel": False}
+    steps = steps if images.reading is None else images.reading.options()
     transforms = {name: getattr(dataset, name, None) for name in ("transform", "target_transform")}
     return {
         "settings": {**settings.determining(), "precision": precision},
         "arguments": {name: identify(value) for name, value in declared(supervisor).items()},
-        "data": {"image_size": tuple(images.shape[1:]), **identify(data), **identify(transforms)},
+        "data": {"image_size": tuple(images.shape[1:]), **identify(data), **identify(transforms), **identify(steps)},
         "networks": {"model": identify(supervisor.model)},
     }
 

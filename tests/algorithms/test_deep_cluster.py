@@ -12,7 +12,6 @@ from superself import Batch, DeepClusterSupervisor
 from superself.algorithms.deep_cluster import count_clusters
 from superself.basics.clustering import kmeans, normalized_mutual_information, whiten
 from superself.data.sampler import mix_entropy
-from superself.networks import SobelBackbone
 from superself.networks.modes import evaluation_mode
 
 from cases import TinyBackbone, tiny_images
@@ -253,14 +252,6 @@ def test_a_users_loader_with_positions_is_used_as_it_is():
     assert deep_cluster(cls=Own).supervise(epochs=2, **SETTINGS).step == 4
 
 
-def test_sobel_is_a_layer_of_the_exported_backbone():
-    supervisor = deep_cluster(sobel=True, backbone=TinyBackbone(2)).supervise(epochs=1, **SETTINGS)
-    backbone = supervisor.get_backbone()
-    assert isinstance(backbone, SobelBackbone) and backbone(torch.zeros(1, 3, 16, 16)).shape[:2] == (1, 16)
-    loaded = DeepClusterSupervisor(backbone=TinyBackbone(2)).load("run")
-    assert loaded.sobel and isinstance(loaded.get_backbone(), SobelBackbone)
-
-
 @pytest.mark.parametrize(("images", "clusters"), [(16, 2), (500, 50), (2500, 100), (50_000, 390), (1_281_167, 10_009)])
 def test_the_number_of_clusters_follows_that_of_the_images(images, clusters):
     assert count_clusters(None, images) == clusters and count_clusters(7, images) == 7
@@ -272,5 +263,3 @@ def test_wrong_arguments_are_refused():
     for name, value in (("clusters", 1), ("mult", 0), ("pca_dim", 0)):
         with pytest.raises(ValueError, match=f"{name} must be an integer of at least .*, got {value}"):
             deep_cluster(**{name: value})
-    with pytest.raises(TypeError, match="sobel must be True or False"):
-        deep_cluster(sobel="x")

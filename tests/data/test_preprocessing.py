@@ -75,3 +75,26 @@ def test_integers_are_refused_where_the_floats_had_another_range(noise):
     assert of_floats(batch.float()).mean().abs() < 1e-4
     of_unit_floats = Preprocessing.of(open_images(pixels.astype(np.float32) / 255))
     torch.testing.assert_close(of_unit_floats(batch), of_unit_floats(batch / 255))
+
+
+def test_sobel_is_the_convolution_of_the_mean_of_the_channels():
+    preprocessing = Preprocessing((4, 8, 9), "float32", (0.5, 0.4, 0.3, 0.2), (0.2, 0.3, 0.4, 0.5), sobel=True)
+    images = torch.rand(2, 4, 8, 9)
+    seen = preprocessing(images)
+    assert preprocessing.input_shape == (3, 8, 9) and seen.shape == (2, 3, 8, 9)
+    grey = (
+        (images - torch.tensor(preprocessing.mean).view(-1, 1, 1)) / torch.tensor(preprocessing.std).view(-1, 1, 1)
+    ).mean(1)
+    padded = torch.nn.functional.pad(grey[:, None], (1, 1, 1, 1), mode="replicate")
+    kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    kernels = torch.stack([kernel, kernel.T])[:, None]
+    torch.testing.assert_close(seen[:, :2], torch.nn.functional.conv2d(padded, kernels), atol=1e-5, rtol=1e-5)
+    assert not seen[:, 2].any()
+    with pytest.raises(ValueError, match="sobel=True cannot be undone"):
+        preprocessing.undo(seen)
+
+
+def test_sobel_of_a_ramp_is_its_slope_times_eight():
+    ramp = torch.arange(6.0).expand(1, 1, 6, 6) / 10  # rises by 0.1 a pixel along x; (1 + 2 + 1) * 2 = 8
+    seen = Preprocessing((1, 6, 6), "float32", (0.0,), (0.5,), sobel=True)(ramp)
+    assert seen[0, :, 2, 2].tolist() == pytest.approx([8 * 0.1 / 0.5, 0, 0])

@@ -217,7 +217,7 @@ OTHER_VALUES = {
 def hyper_parameters():
     for case in CASES:
         for name in declared(case.make()):
-            is_fixed = (name == "normalize" and not case.normalizes) or name == "sobel"  # which needs another backbone
+            is_fixed = name in ("normalize", "sobel") and not case.normalizes
             if name in inspect.signature(case.algorithm).parameters and not is_fixed:
                 yield pytest.param(case, name, id=f"{case.algorithm.__name__}-{name}")
 
