@@ -1,4 +1,4 @@
-"""SimCLR: find the other view of the same image among both views of all images of the batch; also with DCL and HCL."""
+"""SimCLR: find the other view of the same image among the views of a batch; also with the losses DCL and HCL."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ OBJECTIVES = ("nt-xent", "dcl", "dclw", "hcl")
 
 
 class SimCLRSupervisor(JointEmbedding):
-    """Find the other view of the same image among both views of all images of the batch.
+    """Find the other view of the same image among the views of all images of the batch.
 
-    L = -log exp(z_i.z_j / t) / sum_k exp(z_i.z_k / t), averaged over the 2B embeddings of a batch: j is the other view of i, k runs
-    over all but i; chance level: ln(2B - 1). DCL leaves the positive out of the sum, HCL weights hard negatives up; their
-    losses are in ``superself.losses``. More images per batch make the task harder and the features better.
+    L = -log exp(z_i.z_j / t) / sum_k exp(z_i.z_k / t), averaged over the 2B embeddings of a batch: j is the other view of i,
+    k runs over all but i; chance level: ln(2B - 1). DCL leaves the positive out of the sum, HCL gives hard negatives more
+    weight; their formulas are in ``superself.losses``. Larger batches have more negatives and usually give better features.
 
     Source: Chen et al., SimCLR, arXiv:2002.05709, Eq. 1, and the authors' code; Yeh et al., DCL, arXiv:2110.06848; Robinson
         et al., HCL, arXiv:2010.04592.
@@ -117,9 +117,8 @@ class SimCLRSupervisor(JointEmbedding):
         )  # whose weights depend on all positives of the batch
 
     def _forward(self, data: Batch) -> Tensor:
-        embeddings = self.model(
-            torch.cat(self.views(data))
-        )  # (2B, E); batch norm sees both views, as the authors' does
+        views = torch.cat(self.views(data))  # (2B, C, h, w)
+        embeddings = self.model(views)  # (2B, E); batch norm sees both views together, as in the authors' code
         first, second = embeddings.chunk(2)  # (B, E) each
         self._note_similarities(first, second, data.index)
         if self.queue is None:

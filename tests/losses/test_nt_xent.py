@@ -6,8 +6,8 @@ from torch.nn.functional import normalize
 
 from superself.losses import DCL, DCLW, HCL, InfoNCE, NTXent
 
-LOSSES = [NTXent(0.2), DCL(0.2), DCLW(0.2), HCL(0.2)]
-NAMES = [type(loss).__name__ for loss in LOSSES]
+LOSSES = [NTXent(0.2), DCL(0.2), DCLW(0.2), HCL(0.2), HCL(0.2, tau_plus=0)]
+NAMES = [*(type(loss).__name__ for loss in LOSSES[:4]), "HCL without correction"]
 
 
 def vectors(n, seed):
@@ -42,7 +42,7 @@ def test_pairs_of_the_same_view_are_candidates():
     assert NTXent(1.0)(close, other).item() > NTXent(1.0)(apart, other).item() + 0.1
 
 
-@pytest.mark.parametrize(("loss", "candidates"), list(zip(LOSSES, (9, 8, 8, 9), strict=True)), ids=NAMES)
+@pytest.mark.parametrize(("loss", "candidates"), list(zip(LOSSES, (9, 8, 8, 9, 9), strict=True)), ids=NAMES)
 def test_where_all_similarities_are_equal_the_loss_is_the_logarithm_of_the_candidates(loss, candidates):
     same = torch.ones(5, 3)
     assert loss(same, same).item() == pytest.approx(math.log(candidates), rel=1e-5)
