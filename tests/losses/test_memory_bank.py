@@ -1,5 +1,7 @@
 import copy
 import io
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,6 +158,20 @@ def test_the_loop_of_the_documentation_learns_with_a_symmetric_loss():
             losses.append(loss.item())
     assert criterion.bank.filled == 1
     assert sum(losses[-20:]) < 0.2 * sum(losses[:20])
+
+
+EXAMPLES = re.findall(
+    r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "losses.md").read_text(encoding="utf-8"), re.DOTALL
+)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda code: code.split("\n")[0])
+def test_examples_of_the_documentation_run(example):
+    names = {"__name__": "example"}
+    exec(example, names)
+    bank = getattr(names.get("criterion"), "bank", None)
+    if "keys" in names:
+        assert bank.enqueued == 7 * 2 * 64  # both halves of all steps but the last
 
 
 @pytest.mark.parametrize(
