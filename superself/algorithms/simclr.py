@@ -38,7 +38,7 @@ class SimCLRSupervisor(JointEmbedding):
     k runs over all but i; chance level: ln(2B - 1). DCL leaves the positive out of the sum, HCL gives hard negatives more
     weight; their formulas are in ``superself.losses``. Larger batches have more negatives and usually give better features.
 
-    Source: Chen et al., SimCLR, arXiv:2002.05709, Eq. 1, and the authors' code; Yeh et al., DCL, arXiv:2110.06848; Robinson
+    Source: Chen et al., SimCLR, arXiv:2002.05709, and the authors' code; Yeh et al., DCL, arXiv:2110.06848; Robinson
         et al., HCL, arXiv:2010.04592.
     Deviations: any optimizer instead of LARS; the optional memory bank, which is not part of the paper.
     Args:

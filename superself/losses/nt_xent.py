@@ -18,7 +18,7 @@ class NTXent(TwoViewLoss):
     ln(2B - 1). With ``memory_bank_size`` only ``first`` is compared, with ``second`` and the K rows of the bank, as in MoCo; the
     chance level is then ln(K + 1).
 
-    Source: Chen et al., SimCLR, arXiv:2002.05709, Eq. 1.
+    Source: Chen et al., SimCLR, arXiv:2002.05709, and the authors' code.
     Deviations: none.
     Args:
         temperature: t, divides similarities; smaller is sharper.
@@ -32,4 +32,4 @@ class NTXent(TwoViewLoss):
 
     def loss_of_anchors(self, positives: Tensor, negatives: Tensor, excluded: Tensor) -> Tensor:
         """-log exp(p) / (exp(p) + sum exp(n)) of each anchor."""
-        return softplus(negatives.logsumexp(1) - positives)  # Eq. 1
+        return softplus(negatives.logsumexp(1) - positives)
