@@ -119,5 +119,6 @@ CASES = [
     ),
     Case(superself.PIRLSupervisor),
     Case(superself.RotateNetSupervisor),
+    Case(superself.SimCLRSupervisor, lr=1e-3),
     Case(superself.SplitBrainNetSupervisor, backbone=tiny_halves, channels=(3,), normalizes=False),
 ]

@@ -46,6 +46,7 @@ VARIANTS = {
     ],
     "PIRL": [{"negatives": 5}],
     "RotateNet": [{"rotations": (0, 45, 90)}],
+    "SimCLR": [{"objective": "dcl"}, {"objective": "dclw"}, {"objective": "hcl"}, {"memory_bank_size": 12}],
     "SplitBrainNet": [{"rebalance": True}],
 }
 
@@ -58,7 +59,8 @@ SETTINGS: dict[str, tuple[Case, dict[str, Any]]] = {}  # every row, and its vari
 for case in CASES:
     for arguments in [{}, *VARIANTS.get(short_name(case), [])]:
         SETTINGS[" ".join([short_name(case), *(f"{k}={v}" for k, v in arguments.items())])] = (case, arguments)
-RUNS = [*map(short_name, CASES), "MomentumContrast symmetric=True"]  # of these, whole runs are compared too
+# Of these, whole runs are compared too.
+RUNS = [*map(short_name, CASES), "MomentumContrast symmetric=True", "SimCLR memory_bank_size=12"]
 JOBS: dict[str, Callable[[], Any]] = {}
 
 

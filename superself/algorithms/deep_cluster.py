@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from superself.basics.clustering import kmeans, normalized_mutual_information, whiten
 from superself.basics.distributed import from_rank_0
-from superself.basics.validate import require_bool, require_count
+from superself.basics.validate import require_count
 from superself.data import Batch
 from superself.data.sampler import mix_entropy
 from superself.joint_embedding import Head, JointEmbedding

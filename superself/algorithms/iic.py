@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from superself.basics.distributed import total
-from superself.basics.validate import require_bool, require_count, require_positive, shortened
+from superself.basics.validate import require_count, require_positive, shortened
 from superself.data import Batch
 from superself.evaluation.extraction import open_at_size, read_in_order
 from superself.losses.iic import IICLoss, joint_probabilities, mutual_information
-from superself.networks import CombinedNet, MultiHead, feature_width, build_backbone
+from superself.networks import CombinedNet, MultiHead, build_backbone, feature_width
 from superself.networks.modes import evaluation_mode
 from superself.supervisor import Supervisor
 

@@ -1,5 +1,11 @@
 """Random transforms of whole batches, with parameters drawn for each sample, and recipes built from them."""
 
+from superself.augment.collate import (
+    BaseCollateFunction,
+    ImageCollateFunction,
+    MultiViewCollate,
+    SimCLRCollateFunction,
+)
 from superself.augment.colour import ColorJitter, RandomGrayscale, RGBToLab
 from superself.augment.filters import GaussianBlur, RandomAdjustSharpness, Sobel
 from superself.augment.geometry import (
@@ -41,6 +47,7 @@ from superself.augment.transform import (
 
 __all__ = [
     "RECIPES",
+    "BaseCollateFunction",
     "CenterCrop",
     "ColorJitter",
     "Compose",
@@ -49,8 +56,10 @@ __all__ = [
     "GaussianNoise",
     "GeometricTransform",
     "GridTiles",
+    "ImageCollateFunction",
     "Lambda",
     "MultiCrop",
+    "MultiViewCollate",
     "Normalize",
     "OverlappingPatches",
     "PerImage",
@@ -75,6 +84,7 @@ __all__ = [
     "RandomVerticalFlip",
     "RandomZoom",
     "Resize",
+    "SimCLRCollateFunction",
     "Sobel",
     "Standardize",
     "Transform",

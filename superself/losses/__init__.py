@@ -2,14 +2,23 @@
 
 from superself.losses.co2 import CO2
 from superself.losses.cosine import NegativeCosine
+from superself.losses.dcl import DCL, DCLW
+from superself.losses.hcl import HCL
 from superself.losses.iic import IICLoss
 from superself.losses.info_nce import InfoNCE
+from superself.losses.memory_bank import MemoryBankLoss
 from superself.losses.mochi import mix_hard_negatives
+from superself.losses.nt_xent import NTXent
 
 __all__ = [
     "CO2",
+    "DCL",
+    "DCLW",
+    "HCL",
     "IICLoss",
     "InfoNCE",
+    "MemoryBankLoss",
+    "NTXent",
     "NegativeCosine",
     "mix_hard_negatives",
 ]

@@ -199,6 +199,7 @@ OTHER_VALUES = {
     "rotations": (0, 180),
     "features": "both",
     "contrast": "batch",
+    "objective": "dcl",
     "region": "center",
     "overlap": 1,
     "noise": "gaussian",
