@@ -57,6 +57,7 @@ class Case:
     ``loss_falls``: false for a game of two players, where no loss need fall, and where it rises while a queue fills.
     ``mixes_batch``: false where the features of an image must not depend on the other images, in train mode too.
     ``normalizes``: false where the network gets RGB in [0, 1], or tiles that are standardised on their own.
+    ``exports_average``: whether the exported backbone is a moving average of the one that was passed.
     ``local``: what a process computes from its own share of the batch because the paper wants it so; everything else is
         as in one process with the whole batch.
     """
@@ -70,6 +71,7 @@ class Case:
     mixes_batch: bool = True
     normalizes: bool = True
     local: str = ""
+    exports_average: bool = False
 
     def make(self, dataset: Any = None, **arguments: Any) -> Supervisor:
         """A supervisor on sixteen tiny images, or on ``dataset``."""
@@ -89,6 +91,13 @@ CASES = [
     Case(superself.ContrastiveMultiviewCodingSupervisor, backbone=tiny_halves, channels=(3,), normalizes=False),
     Case(superself.ContrastivePredictiveCodingSupervisor, lr=1e-3, mixes_batch=False),
     Case(superself.DenoiseNetSupervisor),
+    Case(
+        superself.DINOSupervisor,
+        {"momentum": 0.9, "small_crops": 2, "teacher_temperature": 0.05},
+        lr=1e-3,
+        loss_falls=False,
+        exports_average=True,
+    ),
     Case(superself.ExemplarNetSupervisor),
     Case(superself.InstanceDiscriminationSupervisor),
     Case(superself.JigsawNetSupervisor, normalizes=False),
@@ -101,4 +110,5 @@ CASES = [
     Case(superself.PIRLSupervisor),
     Case(superself.RotateNetSupervisor),
     Case(superself.SplitBrainNetSupervisor, backbone=tiny_halves, channels=(3,), normalizes=False),
+    Case(superself.SwAVSupervisor, {"small_crops": 2}, lr=1e-3),
 ]

@@ -11,6 +11,7 @@ from superself.algorithms.cmc import ContrastiveMultiviewCodingSupervisor
 from superself.algorithms.context_encoder import ContextNetSupervisor
 from superself.algorithms.cpc import ContrastivePredictiveCodingSupervisor
 from superself.algorithms.denoising_autoencoder import DenoiseNetSupervisor
+from superself.algorithms.dino import DINOSupervisor
 from superself.algorithms.exemplarnet import ExemplarNetSupervisor
 from superself.algorithms.instance_discrimination import InstanceDiscriminationSupervisor
 from superself.algorithms.jigsaw import JigsawNetSupervisor
@@ -18,6 +19,7 @@ from superself.algorithms.moco import MomentumContrastSupervisor
 from superself.algorithms.pirl import PIRLSupervisor
 from superself.algorithms.rotatenet import RotateNetSupervisor
 from superself.algorithms.splitbrain import SplitBrainNetSupervisor
+from superself.algorithms.swav import SwAVSupervisor
 from superself.supervisor import Supervisor
 
 ALGORITHMS: dict[str, type[Supervisor]] = {

@@ -22,6 +22,7 @@ from superself.networks.heads import MLP, MultiHead
 from superself.networks.memory import FeatureQueue, MemoryBank
 from superself.networks.momentum import MomentumEncoder
 from superself.networks.norms import BatchRenorm1d, LayerNorm2d, StandardizedLinear, use_layer_norm
+from superself.networks.prototypes import Prototypes
 
 __all__ = [
     "MLP",
@@ -39,6 +40,7 @@ __all__ = [
     "MomentumEncoder",
     "MultiHead",
     "PerHalf",
+    "Prototypes",
     "StandardizedLinear",
     "Upsampling",
     "build_backbone",
