@@ -15,14 +15,14 @@ from superself.joint_embedding import Head
 from superself.losses import DINOLoss
 from superself.multi_crop import MultiCropEmbedding
 from superself.networks import MomentumEncoder, Prototypes
-from superself.training import Duration, Schedule, check_duration, epochs
+from superself.training import Duration, Schedule, check_duration
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from superself.buildable import Options
 
-WARMUP = Schedule(0.07, shape="constant", warmup=epochs(30), warmup_start=0.04)
+WARMUP = Schedule(0.07, shape="constant", warmup="30 epochs", warmup_start=0.04)
 
 
 class DINOSupervisor(MultiCropEmbedding):
@@ -83,7 +83,7 @@ class DINOSupervisor(MultiCropEmbedding):
         teacher_temperature: float | Schedule = WARMUP,
         student_temperature: float = 0.1,
         center_momentum: float = 0.9,
-        freeze_last_layer: Duration = epochs(1),
+        freeze_last_layer: Duration = "1 epochs",
         use_bn: bool = False,
         backbone: str | nn.Module | None = None,
         projector: Head = None,

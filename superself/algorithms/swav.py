@@ -17,7 +17,7 @@ from superself.joint_embedding import Head
 from superself.losses import SwAVLoss, sinkhorn
 from superself.multi_crop import MultiCropEmbedding
 from superself.networks import FeatureQueue, Prototypes
-from superself.training import Duration, check_duration, epochs
+from superself.training import Duration, check_duration
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -68,9 +68,9 @@ class SwAVSupervisor(MultiCropEmbedding):
     presets = {
         "swav-paper": {
             "n_prototypes": 3000,
-            "freeze_prototypes": epochs(1),
+            "freeze_prototypes": "1 epochs",
             "queue_size": 3840,
-            "queue_from": epochs(15),
+            "queue_from": "15 epochs",
         },
     }
 
@@ -83,9 +83,9 @@ class SwAVSupervisor(MultiCropEmbedding):
         temperature: float = 0.1,
         epsilon: float = 0.05,
         iterations: int = 3,
-        freeze_prototypes: Duration = epochs(1),
+        freeze_prototypes: Duration = "1 epochs",
         queue_size: int = 0,
-        queue_from: Duration = epochs(15),
+        queue_from: Duration = "15 epochs",
         backbone: str | nn.Module | None = None,
         projector: Head = None,
         loss: Callable[..., Tensor] | None = None,

@@ -63,7 +63,8 @@ class DINOLoss(nn.Module):
         require_views(student, teacher, "student", "teacher")
         if student[0].shape[1] != len(self.center):
             raise ValueError(
-                f"the outputs have width {student[0].shape[1]} and the centre {len(self.center)}; pass DINOLoss({student[0].shape[1]})."
+                f"the outputs have width {student[0].shape[1]} and the centre {len(self.center)}; pass the width of the "
+                "outputs to DINOLoss."
             )
         with torch.autocast(student[0].device.type, enabled=False):
             predicted = [log_softmax(view.float() / self.student_temperature, dim=1) for view in student]
