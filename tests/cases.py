@@ -93,7 +93,7 @@ CASES = [
     Case(superself.DenoiseNetSupervisor),
     Case(
         superself.DINOSupervisor,
-        {"momentum": 0.9, "small_crops": 2, "teacher_temperature": 0.05},
+        {"momentum": 0.9, "small_crops": 2, "teacher_temperature": 0.05, "projector": {"hidden": 64}},
         lr=1e-3,
         loss_falls=False,
         exports_average=True,
@@ -110,5 +110,5 @@ CASES = [
     Case(superself.PIRLSupervisor),
     Case(superself.RotateNetSupervisor),
     Case(superself.SplitBrainNetSupervisor, backbone=tiny_halves, channels=(3,), normalizes=False),
-    Case(superself.SwAVSupervisor, {"small_crops": 2}, lr=1e-3),
+    Case(superself.SwAVSupervisor, {"small_crops": 2, "projector": {"hidden": 64}}, lr=1e-3),
 ]
