@@ -77,7 +77,7 @@ class MultiCropEmbedding(JointEmbedding):
             return
         try:
             with torch.no_grad(), evaluation_mode(network.backbone):
-                network.features(torch.zeros_like(view[:1]))
+                network.features(view[:1])
         except (AssertionError, RuntimeError, ValueError) as error:
             height, width = self.network_shape[1:]
             raise ValueError(
