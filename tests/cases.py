@@ -110,5 +110,9 @@ CASES = [
     Case(superself.PIRLSupervisor),
     Case(superself.RotateNetSupervisor),
     Case(superself.SplitBrainNetSupervisor, backbone=tiny_halves, channels=(3,), normalizes=False),
-    Case(superself.SwAVSupervisor, {"small_crops": 2, "projector": {"hidden": 64}}, lr=1e-3),
+    Case(
+        superself.SwAVSupervisor,
+        {"small_crops": 2, "projector": {"hidden": 64}, "queue_size": 8, "queue_from": 1},
+        lr=1e-3,
+    ),
 ]
