@@ -28,7 +28,8 @@ class MultiCropEmbedding(JointEmbedding):
     Source: Caron et al., SwAV, arXiv:2006.09882, "multi-crop".
     Args:
         dataset: see JointEmbedding, also for the options that are not listed here.
-        small_crops: how many small views a recipe such as "swav" makes; None leaves it to the recipe.
+        small_crops: how many small views a recipe such as "swav" makes, in place of its ``small_count``; None leaves it to the
+            recipe.
     Raises:
         ValueError: if ``small_crops`` is negative, or ``augment`` is not a recipe that makes small views.
     """
@@ -53,11 +54,24 @@ class MultiCropEmbedding(JointEmbedding):
         self._sizes: set[tuple[int, ...]] = set()  # of views that the backbone has been seen to take
 
     def _make_augmentation(self, default: Any) -> Transform:
-        augment = default if self.augment is True else self.augment
+        size, augment = self.view_shape[1:], default if self.augment is True else self.augment
+        made = recipe(augment, size)
         if self.small_crops is not None:
-            augment = _with_small_crops(augment, self.small_crops)
-        made = recipe(augment, self.view_shape[1:])
+            made = self._with_small_crops(augment, made)
         return made if isinstance(made, (Views, Lambda)) else Views(made, self.n_views)
+
+    def _with_small_crops(self, augment: Any, made: Transform) -> Transform:
+        """What the recipe ``augment`` makes with this number of small views, or ``made`` if it needs none."""
+        arguments = {"name": augment} if isinstance(augment, str) else augment
+        named = isinstance(arguments, Mapping)
+        if named and "small_count" in inspect.signature(RECIPES[arguments["name"]]).parameters:
+            return recipe({**arguments, "small_count": self.small_crops}, self.view_shape[1:])
+        if self.small_crops:
+            raise ValueError(
+                f"small_crops={self.small_crops} needs a recipe that makes small views, 'swav' or 'dino', and augment is "
+                f"{augment if named else type(augment).__name__!r}; leave small_crops out, or pass such a recipe."
+            )
+        return made
 
     def _embed_views(self, network: CombinedNet, views: Sequence[Tensor]) -> Tensor:
         """Embeddings (V * B, E) of V views, each (B, C, h, w), in their order.
@@ -86,22 +100,3 @@ class MultiCropEmbedding(JointEmbedding):
                 "or timm.create_model(NAME, img_size=..., dynamic_img_size=True, num_classes=0)."
             ) from error
         self._sizes.add(size)
-
-
-def _with_small_crops(augment: Any, count: int) -> Any:
-    """The recipe ``augment`` with this number of small views."""
-    arguments = {"name": augment} if isinstance(augment, str) else augment
-    named = isinstance(arguments, Mapping)
-    function = RECIPES.get(arguments.get("name")) if named else None
-    if function is not None and "small_count" in inspect.signature(function).parameters:
-        if "small_count" in arguments:
-            raise ValueError(
-                f"small_crops={count} and small_count={arguments['small_count']} of augment= are the same number; pass one."
-            )
-        return {**arguments, "small_count": count}
-    if count and not (named and function is None):  # an unknown name is refused with the nearest one
-        raise ValueError(
-            f"small_crops={count} needs a recipe that makes small views, 'swav' or 'dino', and augment is "
-            f"{augment if named else type(augment).__name__!r}; leave small_crops out, or pass such a recipe."
-        )
-    return augment

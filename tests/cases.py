@@ -93,7 +93,12 @@ CASES = [
     Case(superself.DenoiseNetSupervisor),
     Case(
         superself.DINOSupervisor,
-        {"momentum": 0.9, "small_crops": 2, "teacher_temperature": 0.05, "projector": {"hidden": 64}},
+        {
+            "momentum": 0.9,
+            "augment": {"name": "dino", "small_count": 2},
+            "teacher_temperature": 0.05,
+            "projector": {"hidden": 64},
+        },
         lr=1e-3,
         loss_falls=False,
         exports_average=True,
@@ -112,7 +117,7 @@ CASES = [
     Case(superself.SplitBrainNetSupervisor, backbone=tiny_halves, channels=(3,), normalizes=False),
     Case(
         superself.SwAVSupervisor,
-        {"small_crops": 2, "projector": {"hidden": 64}, "queue_size": 8, "queue_from": 1},
+        {"augment": {"name": "swav", "small_count": 2}, "projector": {"hidden": 64}, "queue_size": 8, "queue_from": 1},
         lr=1e-3,
     ),
 ]

@@ -22,7 +22,8 @@ class DINOLoss(nn.Module):
     in ``commit``, after the optimizer step, so that a batch is not centred by itself:
 
         loss = criterion(student_outputs, teacher_outputs)  # of views in the same order, the teacher's being the first
-        loss.backward(); optimizer.step(); criterion.commit()
+        ...  # backward pass and optimizer step
+        criterion.commit()
 
     Source: Caron et al., DINO, arXiv:2104.14294, and the authors' code.
     Deviations: none.
