@@ -313,7 +313,10 @@ class Supervisor(Buildable):
         return True
 
     def _frozen(self) -> Iterable[nn.Parameter]:
-        """Parameters that keep their values in the coming step, although the loss has a gradient for them."""
+        """Parameters that keep their values in the coming step, although the loss has a gradient for them.
+
+        They are left out from the first step on, for as long as they are returned; see ``is_within``.
+        """
         return ()
 
     def _networks(self) -> list[nn.Module]:

@@ -71,7 +71,7 @@ class TrainingStep:
             self.scale = LossScale(run.supervisor.device, parameters)
         if settings.clip is not None:
             self._hooks.append(optimizer.register_step_pre_hook(clipping(settings.clip, run.supervisor.note)))
-        if hasattr(optimizer, "register_step_pre_hook"):
+        if wanted["freezing parameters"]:
             self._hooks.append(optimizer.register_step_pre_hook(freezing(run.supervisor._frozen)))
         if isinstance(settings.weight_decay, Schedule):
             self._hooks.append(optimizer.register_step_pre_hook(self._schedule_decay))
