@@ -41,7 +41,7 @@ class SwAVSupervisor(MultiCropEmbedding):
         small_crops: small views of the recipe; None for its 6, 0 for the large ones alone, at about half of the time.
         n_prototypes: K; the paper has 3000 for the 1000 classes of ImageNet.
         temperature: t, divides the predicted similarities.
-        epsilon: smoothness of the codes.
+        epsilon: smoothness of the codes; the paper has 0.05, with which small runs did not start to learn.
         iterations: of Sinkhorn-Knopp.
         freeze_prototypes: how long prototypes keep their random directions: steps, a fraction of the run, or ``epochs(1)``.
         queue_size: earlier embeddings of each large view that take part in Sinkhorn-Knopp; 0 for none. Worth it if a batch
@@ -62,12 +62,13 @@ class SwAVSupervisor(MultiCropEmbedding):
     loss_meaning = "cross-entropy of predicting the codes of the other views; 0 is perfect, but codes are soft"
     likely_causes = (
         "the learning rate is too high for this optimizer (try a tenth of it)",
-        "the prototypes move too early (try freeze_prototypes=epochs(3)), or the codes are too soft (try epsilon=0.03)",
-        "batches are small for this many prototypes (try n_prototypes=100, or queue_size=1024)",
+        "the prototypes move too early (try freeze_prototypes=epochs(3)), or the codes are too soft (try epsilon=0.01)",
+        "batches are small for this many prototypes (try n_prototypes=50, or queue_size=1024)",
     )
     presets = {
         "swav-paper": {
             "n_prototypes": 3000,
+            "epsilon": 0.05,
             "freeze_prototypes": "1 epochs",
             "queue_size": 3840,
             "queue_from": "15 epochs",
@@ -79,9 +80,9 @@ class SwAVSupervisor(MultiCropEmbedding):
         dataset: Any = None,
         augment: Any = "swav",
         small_crops: int | None = None,
-        n_prototypes: int = 300,
+        n_prototypes: int = 100,
         temperature: float = 0.1,
-        epsilon: float = 0.05,
+        epsilon: float = 0.02,
         iterations: int = 3,
         freeze_prototypes: Duration = "1 epochs",
         queue_size: int = 0,

@@ -20,7 +20,14 @@ def crops(images):
 
 
 def swav(n=16, cls=SwAVSupervisor, **arguments):
-    given = {"backbone": TinyBackbone(), "seed": 0, "augment": crops, "n_prototypes": 12, "projector": {"hidden": 16}}
+    given = {
+        "backbone": TinyBackbone(),
+        "seed": 0,
+        "augment": crops,
+        "n_prototypes": 12,
+        "epsilon": 0.05,
+        "projector": {"hidden": 16},
+    }
     given |= arguments
     return cls(tiny_images(n), **given)
 
