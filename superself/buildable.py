@@ -53,6 +53,7 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
     """
 
     n_views: ClassVar[int] = 1  # how many views of an image ``views`` makes
+    more_views: ClassVar[bool] = False  # whether further views may follow these
     fixed_image_size: ClassVar[bool] = False  # whether the networks only take images of the size they were built for
     averaged_weights: dict[str, Tensor] | None = None  # of the backbone, if the last run kept an average
     named_projectors: ClassVar[tuple[str, ...]] = ()  # what may be passed as projector= besides a module
@@ -181,7 +182,7 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
     def _build_views(self) -> None:
         """Makes what depends on the size of the current images and has no weights: the augmentation, grids, tiles."""
         default = default_of(type(self), "augment") or "plain"
-        self.augmentation = recipe(self.augment, self.view_shape[1:], views=self.n_views, default=default)
+        self.augmentation = self._make_augmentation(default)
         channels = self.images.shape[0]
         if self.augmentation.out_channels(channels) != channels:
             raise ValueError(
@@ -189,10 +190,19 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
                 "would not see; make the transform the first layer of the backbone instead."
             )
 
+    def _make_augmentation(self, default: Any) -> Transform:
+        """What makes the views of the current images; ``default`` is what ``augment=True`` stands for."""
+        return recipe(self.augment, self.view_shape[1:], views=self.n_views, default=default)
+
     @property
     def exported_backbone(self) -> nn.Module:
         """The network that ``get_backbone``, monitor, probe and comparison use."""
         return self.model.backbone
+
+    @property
+    def trained_backbone(self) -> nn.Module:
+        """The network that gets the gradient; another one where an average of it is exported."""
+        return self.exported_backbone
 
     # ---- what algorithms call ------------------------------------------------------------------------------------------
 
@@ -219,10 +229,11 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
                 f"the augmentation or the collate function made views of {[len(view) for view in made]} images from a batch of "
                 f"{len(data)}; return one of each view per image."
             )
-        if len(made) != self.n_views:
+        if len(made) < self.n_views or (len(made) > self.n_views and not self.more_views):
+            at_least = "at least " if self.more_views else ""
             raise ValueError(
-                f"{type(self).__name__} needs {self.n_views} view(s) of each image and got {len(made)}; return as many from "
-                "the collate function or the augmentation."
+                f"{type(self).__name__} needs {at_least}{self.n_views} view(s) of each image and got {len(made)}; return as "
+                "many from the collate function or the augmentation."
             )
         return made
 

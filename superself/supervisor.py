@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from superself.networks import compilable_networks, describe, replicated
 from superself.networks.batch_norm import synchronized_batch_norm
 from superself.state import load_run
 from superself.training import (
+    Duration,
     GroupRule,
     Parallel,
     Progress,
@@ -33,10 +34,12 @@ from superself.training import (
     Tracker,
     check_made,
     compile_networks,
+    count_steps,
     make_lr_scheduler,
     make_optimizer,
     parameter_groups,
     require_writable,
+    schedule_decay,
     scheduled,
     start_processes,
 )
@@ -107,7 +110,7 @@ class Supervisor(Buildable):
         *,
         resume: bool | str = False,
         overwrite: bool = False,
-        weight_decay: float | None = None,
+        weight_decay: float | Schedule | None = None,
         seed: int | None = None,
         probe: tuple[Any, Any] | None = None,
         probe_every: int = 1,
@@ -147,7 +150,8 @@ class Supervisor(Buildable):
                 memory_limit, on_bad_image and the place of the data. A seed that is None is taken from the file. Not
                 compared are the code of classes and labels next to the images.
             overwrite: replace a run of this name.
-            weight_decay: for weights, not for biases and norms; None leaves it to the optimizer.
+            weight_decay: for weights, not for biases and norms; a number, or a Schedule whose value is set before each step;
+                None leaves it to the optimizer.
             seed: for the order of images, views and dropout; None uses the constructor's seed, which also sets the initial
                 weights.
             probe: (labelled_train, labelled_test): prints the kNN accuracy of the backbone; changes no weight.
@@ -253,9 +257,13 @@ class Supervisor(Buildable):
         sampler = self._sampler(batch_size, shuffle)
         loader = BatchLoader(self.images, sampler, num_workers, collate_fn, pin_memory=self.device.type == "cuda")
         named = [(name, p) for name, p in self.named_parameters() if p.requires_grad and self._is_trained(name)]
-        groups = parameter_groups(named, lr=lr, weight_decay=settings.weight_decay, rules=self._group_rules())
-        optimizer = make_optimizer(optimizer, groups, lr, self.device)
         total_steps = settings.epochs * len(loader)
+        is_scheduled = isinstance(settings.weight_decay, Schedule)
+        decay = 1.0 if is_scheduled else settings.weight_decay
+        groups = parameter_groups(named, lr=lr, weight_decay=decay, rules=self._group_rules())
+        if is_scheduled:
+            schedule_decay(groups, settings.weight_decay(0, total_steps, len(loader)))
+        optimizer = make_optimizer(optimizer, groups, lr, self.device)
         return loader, optimizer, make_lr_scheduler(lr_scheduler, optimizer, total_steps, len(loader))
 
     def _epochs(self, epochs: int, train_loader: Any, optimizer: Optimizer, lr_scheduler: Any) -> None:
@@ -309,6 +317,13 @@ class Supervisor(Buildable):
         """Whether the optimizer gets the parameter of this name; frozen ones are left out in any case."""
         return True
 
+    def _frozen(self) -> Iterable[nn.Parameter]:
+        """Parameters that keep their values in the coming step, although the loss has a gradient for them.
+
+        They are left out from the first step on, for as long as they are returned; see ``is_within``.
+        """
+        return ()
+
     def _networks(self) -> list[nn.Module]:
         """The networks that are called with a batch."""
         return [network for network in compilable_networks(self) if network is not self.loss]
@@ -332,7 +347,17 @@ class Supervisor(Buildable):
 
     def scheduled(self, value: float | Schedule) -> float:
         """The value of a hyper-parameter at the current step: a Schedule is evaluated, a number is returned unchanged."""
-        return scheduled(value, self.run.step, self.run.total_steps, self.run.steps_per_epoch)
+        run = self.run
+        return (
+            scheduled(value, 0, 1, 1)
+            if run is None
+            else scheduled(value, run.step, run.total_steps, run.steps_per_epoch)
+        )
+
+    def is_within(self, duration: Duration) -> bool:
+        """Whether the current run is still in its first ``duration``, for example ``epochs(1)``; True before the first run."""
+        run = self.run
+        return run is None or run.step < count_steps(duration, run.total_steps, run.steps_per_epoch)
 
     def forward(self, data: Batch) -> Tensor:
         """``_forward``, so that wrappers which call the module wrap the whole algorithm."""

@@ -65,6 +65,7 @@ class Case:
         and where the targets change during the run.
     ``mixes_batch``: false where the features of an image must not depend on the other images, in train mode too.
     ``normalizes``: false where the network gets RGB in [0, 1], or tiles that are standardised on their own.
+    ``exports_average``: whether the exported backbone is a moving average of the one that was passed.
     ``local``: what a process computes from its own share of the batch because the paper wants it so; everything else is
         as in one process with the whole batch.
     ``waiting``: how the names of parameters begin that get no gradient in some steps, such as those of heads that take turns.
@@ -80,6 +81,7 @@ class Case:
     normalizes: bool = True
     local: str = ""
     waiting: tuple[str, ...] = ()
+    exports_average: bool = False
 
     def make(self, dataset: Any = None, **arguments: Any) -> Supervisor:
         """A supervisor on sixteen tiny images, or on ``dataset``."""
@@ -101,6 +103,18 @@ CASES = [
     Case(superself.DeepClusterSupervisor, {"clusters": 4, "mult": 2}, loss_falls=False),
     Case(superself.DeepClusterV2Supervisor, {"clusters": 4}, lr=1e-3),
     Case(superself.DenoiseNetSupervisor),
+    Case(
+        superself.DINOSupervisor,
+        {
+            "momentum": 0.9,
+            "augment": {"name": "dino", "small_count": 2},
+            "teacher_temperature": 0.05,
+            "projector": {"hidden": 64},
+        },
+        lr=1e-3,
+        loss_falls=False,
+        exports_average=True,
+    ),
     Case(superself.ExemplarNetSupervisor),
     Case(
         superself.IICSupervisor,
@@ -121,4 +135,9 @@ CASES = [
     Case(superself.RotateNetSupervisor),
     Case(superself.SimCLRSupervisor, lr=1e-3),
     Case(superself.SplitBrainNetSupervisor, backbone=tiny_halves, channels=(3,), normalizes=False),
+    Case(
+        superself.SwAVSupervisor,
+        {"augment": {"name": "swav", "small_count": 2}, "projector": {"hidden": 64}, "queue_size": 8, "queue_from": 1},
+        lr=1e-3,
+    ),
 ]

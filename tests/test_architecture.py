@@ -30,6 +30,7 @@ LAYERS = (
     {"buildable"},
     {"supervisor"},
     {"joint_embedding", "adversarial", "labels"},
+    {"multi_crop"},
     {"algorithms"},
 )
 MAY_IMPORT = {part: set().union(*LAYERS[:level]) for level, parts in enumerate(LAYERS) for part in parts}

@@ -35,6 +35,7 @@ VARIANTS = {
     "BiGan": [],
     "ContextNet": [{"region": "center", "overlap": 2}, {"adversarial_weight": 0}],
     "ContrastiveMultiviewCoding": [{"contrast": "batch"}, {"negatives": 5}],
+    "DINO": [{"use_bn": True}],
     "DenoiseNet": [{"corrupted_only": True}, {"noise": "gaussian"}],
     "ExemplarNet": [{"n_classes": 9}],
     "IIC": [{"over_clusters": None}, {"lamb": 1.5}],

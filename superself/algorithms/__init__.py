@@ -13,6 +13,7 @@ from superself.algorithms.cpc import ContrastivePredictiveCodingSupervisor
 from superself.algorithms.deep_cluster import DeepClusterSupervisor
 from superself.algorithms.deep_cluster_v2 import DeepClusterV2Supervisor
 from superself.algorithms.denoising_autoencoder import DenoiseNetSupervisor
+from superself.algorithms.dino import DINOSupervisor
 from superself.algorithms.exemplarnet import ExemplarNetSupervisor
 from superself.algorithms.iic import IICSupervisor
 from superself.algorithms.instance_discrimination import InstanceDiscriminationSupervisor
@@ -23,6 +24,7 @@ from superself.algorithms.pirl import PIRLSupervisor
 from superself.algorithms.rotatenet import RotateNetSupervisor
 from superself.algorithms.simclr import SimCLRSupervisor
 from superself.algorithms.splitbrain import SplitBrainNetSupervisor
+from superself.algorithms.swav import SwAVSupervisor
 from superself.supervisor import Supervisor
 
 ALGORITHMS: dict[str, type[Supervisor]] = {

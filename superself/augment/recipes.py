@@ -155,7 +155,7 @@ def swav(size: Size, small_count: int = 6, blur: bool | None = None) -> MultiCro
 def small_size(size: Size) -> tuple[int, int]:
     """Height and width of the small views that go with large ones of ``size``."""
     height, width = height_and_width(size)
-    return round(height * 96 / 224), round(width * 96 / 224)
+    return max(1, round(height * 96 / 224)), max(1, round(width * 96 / 224))
 
 
 def pirl(size: Size, scale: tuple[float, float] = (0.08, 1.0)) -> Compose:

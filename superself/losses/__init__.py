@@ -3,22 +3,27 @@
 from superself.losses.co2 import CO2
 from superself.losses.cosine import NegativeCosine
 from superself.losses.dcl import DCL, DCLW
+from superself.losses.dino import DINOLoss
 from superself.losses.hcl import HCL
 from superself.losses.iic import IICLoss
 from superself.losses.info_nce import InfoNCE
 from superself.losses.memory_bank import MemoryBankLoss
 from superself.losses.mochi import mix_hard_negatives
 from superself.losses.nt_xent import NTXent
+from superself.losses.swav import SwAVLoss, sinkhorn
 
 __all__ = [
     "CO2",
     "DCL",
     "DCLW",
+    "DINOLoss",
     "HCL",
     "IICLoss",
     "InfoNCE",
     "MemoryBankLoss",
     "NTXent",
     "NegativeCosine",
+    "SwAVLoss",
     "mix_hard_negatives",
+    "sinkhorn",
 ]

@@ -31,6 +31,7 @@ from superself.networks.norms import (
     use_layer_norm,
 )
 from superself.networks.pretrained import LoadedWeights, load_weights
+from superself.networks.prototypes import Prototypes
 from superself.networks.resnets import ResNet
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "MomentumEncoder",
     "MultiHead",
     "PerHalf",
+    "Prototypes",
     "ResNet",
     "StandardizedConv2d",
     "StandardizedLinear",

@@ -23,16 +23,20 @@ from superself.training.optimizers import (
     check_optimizer,
     make_optimizer,
     parameter_groups,
+    schedule_decay,
 )
 from superself.training.parallel import Parallel
 from superself.training.precision import autocast, check_precision, choose_precision
 from superself.training.run import Run
 from superself.training.schedules import (
+    Duration,
     Schedule,
     check_bounds,
+    check_duration,
     check_lr_scheduler,
     constant,
     cosine,
+    count_steps,
     epochs,
     make_lr_scheduler,
     scheduled,
@@ -43,6 +47,7 @@ from superself.training.trackers import Progress, Record, Tracker
 
 __all__ = [
     "LARS",
+    "Duration",
     "FinishStepOnSignal",
     "GroupRule",
     "Metrics",
@@ -64,10 +69,12 @@ __all__ = [
     "check_precision",
     "check_lr_scheduler",
     "check_bounds",
+    "check_duration",
     "choose_precision",
     "compile_networks",
     "constant",
     "cosine",
+    "count_steps",
     "dataset_state_keys",
     "describe_value",
     "epochs",
@@ -77,6 +84,7 @@ __all__ = [
     "read_checkpoint",
     "require_fit",
     "require_space",
+    "schedule_decay",
     "scheduled",
     "start_processes",
     "to_plain",

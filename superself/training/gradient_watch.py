@@ -11,11 +11,11 @@ class GradientWatch:
     """Notes whether the first step brings the backbone a gradient.
 
     Args:
-        supervisor: whose exported backbone is watched.
+        supervisor: whose trained backbone is watched.
     """
 
     def __init__(self, supervisor: Any) -> None:
-        parameters = list(supervisor.exported_backbone.parameters())
+        parameters = list(supervisor.trained_backbone.parameters())
         trainable = [p for p in parameters if p.requires_grad]
         self._seen, self._hooks = False, []
         if not supervisor.trains_backbone:

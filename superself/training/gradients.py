@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -75,6 +75,24 @@ def clipping(largest: float, note: Callable[[str, Tensor], None]) -> Callable[..
             note("gradient_norm", clip_grad_norm_(parameters, largest))
 
     return clip
+
+
+def freezing(frozen: Callable[[], Iterable[nn.Parameter]]) -> Callable[..., None]:
+    """A hook before the steps of an optimizer that removes the gradients of parameters which must not move yet.
+
+    Without a gradient, an optimizer leaves a parameter out: momentum and weight decay do not move it either. The gradient is
+    computed nevertheless, so that several processes exchange the same gradients in every step.
+
+    Args:
+        frozen: called before each step; returns the parameters that keep their values in it.
+    """
+
+    def remove(optimizer: Optimizer, args: tuple = (), kwargs: dict[str, Any] | None = None) -> None:
+        for parameter in frozen():
+            require_gradients_before_step("freezing parameters", args, kwargs)
+            parameter.grad = None
+
+    return remove
 
 
 def require_gradients_before_step(option: str, args: tuple, kwargs: dict[str, Any] | None) -> None:

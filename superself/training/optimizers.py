@@ -123,6 +123,18 @@ def parameter_groups(
     return groups
 
 
+def schedule_decay(groups: list[dict[str, Any]], start: float) -> None:
+    """Prepares groups that were made with ``weight_decay=1`` for a schedule of the weight decay.
+
+    Args:
+        groups: keep their weight decay as "decay_factor", by which the value of each step is multiplied.
+        start: the value of the first step.
+    """
+    for group in groups:
+        group["decay_factor"] = group["weight_decay"]
+        group["weight_decay"] *= start
+
+
 def _predicate(match: Match | Sequence[Match]) -> Predicate:
     """``match`` as a function of (name, parameter)."""
     if isinstance(match, str):
@@ -271,7 +283,7 @@ def make_optimizer(
     _check_step(type(made).__name__, required_parameters(made.step))
     if is_plain and len(made.param_groups) == 1:
         made.param_groups[0].setdefault("name", groups[0].get("name"))
-    known = {"params", "lr", "name", "fixed_lr", *made.defaults}
+    known = {"params", "lr", "name", "fixed_lr", "decay_factor", *made.defaults}
     for group in groups:
         unknown = [option for option in group if option not in known]
         if unknown:

@@ -89,7 +89,6 @@ class Run:
         self.loader, self.optimizer, self.lr_scheduler = loader, optimizer, lr_scheduler
         self.sampler = getattr(loader, "sampler", None)
         check_parts(loader, optimizer, lr_scheduler)
-        self.training_step.open(optimizer)
         for tracker in self.settings.trackers:
             check_tracker(tracker)
         try:
@@ -99,6 +98,7 @@ class Run:
                 f"the loader is a {type(loader).__name__}, which has no len(), so the number of steps is unknown; return one "
                 "with a length from _init_data_optimizer, for example a DataLoader over a map-style data set."
             ) from error
+        self.training_step.open(optimizer)
         chance = self.supervisor.chance_loss if self.supervisor.uses_its_own_loss else None
         self.chance_loss = None if chance is None else float(chance)  # may be measured on the data, so only once
         self.trackers = [*self.supervisor._trackers(), *self.settings.trackers] if self.parallel.is_first else []

@@ -79,12 +79,12 @@ class Schedule:
                 raise ValueError(f"{name}={value!r} must be a finite number.")
         if self.factor <= 0:
             raise ValueError(f"factor={self.factor} multiplies the value at each milestone and must be positive.")
-        _check_duration("warmup", self.warmup, lowest=0)
+        check_duration("warmup", self.warmup, lowest=0)
         for name in ("every", "half_life"):
             if getattr(self, name) is not None:
-                _check_duration(name, getattr(self, name))
+                check_duration(name, getattr(self, name))
         for milestone in self.milestones:
-            _check_duration("milestones", milestone)
+            check_duration("milestones", milestone)
         self._check_shape()
 
     def _check_shape(self) -> None:
@@ -107,7 +107,7 @@ class Schedule:
 
     def __call__(self, step: int, total_steps: int, steps_per_epoch: int | None = None) -> float:
         """The value at ``step`` (from 0) of ``total_steps``; ``steps_per_epoch`` is needed for durations in epochs."""
-        count = functools.partial(_count_steps, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+        count = functools.partial(count_steps, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
         warmup = count(self.warmup)
         if step < warmup:
             return self.warmup_start + (self.start - self.warmup_start) * (step + 1) / (warmup + 1)
@@ -141,7 +141,7 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check_duration(name: str, value: Any, lowest: int = 1) -> None:
+def check_duration(name: str, value: Any, lowest: int = 1) -> None:
     """Raises a ValueError unless ``value`` is a number of steps, a fraction of the run, or a text such as "10 epochs"."""
     if isinstance(value, str):
         number, _, unit = value.partition(" ")
@@ -160,7 +160,7 @@ def _check_duration(name: str, value: Any, lowest: int = 1) -> None:
         )
 
 
-def _count_steps(duration: Duration, total_steps: int, steps_per_epoch: int | None) -> int:
+def count_steps(duration: Duration, total_steps: int, steps_per_epoch: int | None) -> int:
     """``duration`` in steps."""
     if isinstance(duration, str):
         if steps_per_epoch is None:
@@ -279,7 +279,7 @@ def make_lr_scheduler(
 
 
 def _multiply_lr(optimizer: Optimizer, schedule: Schedule, total_steps: int, steps_per_epoch: int) -> LambdaLR:
-    warmup = _count_steps(schedule.warmup, total_steps, steps_per_epoch)
+    warmup = count_steps(schedule.warmup, total_steps, steps_per_epoch)
     if warmup and warmup >= total_steps:
         warnings.warn(
             f"The warm-up of {warmup} steps is not shorter than the run ({total_steps} steps), so lr is never reached; "

@@ -21,7 +21,7 @@ from superself.training.identity import identify
 from superself.training.intervals import parse_duration
 from superself.training.optimizers import check_optimizer
 from superself.training.precision import check_precision
-from superself.training.schedules import check_lr_scheduler
+from superself.training.schedules import Schedule, check_bounds, check_lr_scheduler
 
 if TYPE_CHECKING:
     from superself.training.trackers import Tracker
@@ -55,7 +55,7 @@ class Settings:
     lr_scheduler: Callable[..., Any] | str | None = None
     resume: bool | str = False
     overwrite: bool = False
-    weight_decay: float | None = None
+    weight_decay: float | Schedule | None = None
     seed: int | None = None
     probe: tuple[Any, Any] | None = None
     probe_every: int = 1
@@ -82,7 +82,9 @@ class Settings:
         self._require_number("lr")
         if self.lr == 0:
             raise ValueError("lr=0 trains nothing; pass a number above 0 to supervise().")
-        if self.weight_decay is not None:
+        if isinstance(self.weight_decay, Schedule):
+            check_bounds("weight_decay", self.weight_decay, 0, math.inf)
+        elif self.weight_decay is not None:
             self._require_number("weight_decay")
         for name in ("epochs", "batch_size", "probe_every", "num_nodes", "accumulate"):
             self._require_count(name, 1)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from superself.training.averaging import WeightAverage
-from superself.training.gradients import LossScale, clipping, with_gradient
+from superself.training.gradients import LossScale, clipping, freezing, with_gradient
+from superself.training.schedules import Schedule
 from superself.training.split_batch import MicroBatches, has_batch_norm, is_scalar, loss_in_parts, scaled_loss
 
 
@@ -58,6 +59,8 @@ class TrainingStep:
         scaled = run.precision == "16-mixed"
         wanted = {"precision='16-mixed'": scaled, "clip=": settings.clip is not None}
         wanted["average="] = settings.average is not None
+        wanted["freezing parameters"] = any(True for _ in run.supervisor._frozen())
+        wanted["a schedule of weight_decay"] = isinstance(settings.weight_decay, Schedule)
         for argument in (name for name, is_wanted in wanted.items() if is_wanted):
             if not hasattr(optimizer, "register_step_pre_hook"):
                 raise TypeError(
@@ -68,6 +71,10 @@ class TrainingStep:
             self.scale = LossScale(run.supervisor.device, parameters)
         if settings.clip is not None:
             self._hooks.append(optimizer.register_step_pre_hook(clipping(settings.clip, run.supervisor.note)))
+        if wanted["freezing parameters"]:
+            self._hooks.append(optimizer.register_step_pre_hook(freezing(run.supervisor._frozen)))
+        if isinstance(settings.weight_decay, Schedule):
+            self._hooks.append(optimizer.register_step_pre_hook(self._schedule_decay))
         if settings.average is not None:
             self.average = WeightAverage(run.supervisor.exported_backbone, settings.average)
             self._hooks.append(optimizer.register_step_post_hook(self._move_average))
@@ -95,6 +102,14 @@ class TrainingStep:
                 return module(data)
 
         return loss
+
+    def _schedule_decay(self, optimizer: Optimizer, *_: Any) -> None:
+        supervisor = self.run.supervisor
+        decay = supervisor.scheduled(self.run.settings.weight_decay)
+        supervisor.note("weight_decay", decay)
+        for group in optimizer.param_groups:
+            if "decay_factor" in group:
+                group["weight_decay"] = group["decay_factor"] * decay
 
     def _move_average(self, optimizer: Optimizer, *_: Any) -> None:
         if with_gradient(optimizer):  # otherwise the step was left out

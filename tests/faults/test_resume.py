@@ -194,6 +194,9 @@ def test_resume_refuses_other_settings(algorithm, was, now, message, stored):
 
 OTHER_VALUES = {
     "augment": "plain",
+    "freeze_last_layer": 0,
+    "small_crops": 0,
+    "freeze_prototypes": 0,
     "normalize": (0.5, 0.2),
     "view_size": 12,
     "rotations": (0, 180),
