@@ -100,5 +100,6 @@ CASES = [
     ),
     Case(superself.PIRLSupervisor),
     Case(superself.RotateNetSupervisor),
+    Case(superself.SiameseSupervisor, {"queue_size": 32, "momentum": 0.9}, loss_falls=False),
     Case(superself.SplitBrainNetSupervisor, backbone=tiny_halves, channels=(3,), normalizes=False),
 ]

@@ -42,6 +42,13 @@ VARIANTS = {
     "MomentumContrast": [{"symmetric": True}],
     "PIRL": [{"negatives": 5}],
     "RotateNet": [{"rotations": (0, 45, 90)}],
+    "Siamese": [
+        {"negatives": ("batch", "queue"), "symmetric": True, "alpha": 50.0},
+        {"negatives": ("batch",), "momentum": None, "predictor": {"norm": "batch"}},
+        {"objective": "ip", "negatives": (), "symmetric": True, "predictor": {"norm": "batch"}},
+        {"objective": "bce", "negatives": ("batch",)},
+        {"objective": "vic", "negatives": (), "momentum": None, "normalize_embeddings": False},
+    ],
     "SplitBrainNet": [{"rebalance": True}],
 }
 

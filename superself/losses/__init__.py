@@ -2,5 +2,6 @@
 
 from superself.losses.cosine import NegativeCosine
 from superself.losses.info_nce import InfoNCE
+from superself.losses.pairs import PairLoss
 
-__all__ = ["InfoNCE", "NegativeCosine"]
+__all__ = ["InfoNCE", "NegativeCosine", "PairLoss"]
