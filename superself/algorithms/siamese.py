@@ -212,11 +212,13 @@ class SiameseSupervisor(SplitBatchNorm, JointEmbedding):
         with torch.autocast(query.device.type, enabled=False):
             query, embedding, key = (normalize(x.float(), dim=1) for x in (query, embedding, key))
             if embedding.shape == key.shape:
-                cosines = embedding @ key.T  # (B, B)
-                images, same = len(cosines), cosines.diagonal()
-                self.note("positive_cosine", same)
-                if images > 1:
-                    self.note("negative_cosine", (cosines.sum() - same.sum()) / (images * (images - 1)))
+                cosines, positive = (
+                    embedding @ gather(key).T,
+                    (embedding * key).sum(1),
+                )  # (B, N) for N images in all, (B,)
+                self.note("positive_cosine", positive)
+                if cosines.shape[1] > 1:
+                    self.note("negative_cosine", (cosines.sum(1) - positive) / (cosines.shape[1] - 1))
             if negatives is not None and query.shape == key.shape:
                 others = query @ normalize(negatives.float(), dim=1).T  # (B, K)
                 ahead = ((others > (query * key).sum(1, keepdim=True)) & ~exclude).sum(
