@@ -31,6 +31,7 @@ LAYERS = (
     {"supervisor"},
     {"joint_embedding", "adversarial", "labels"},
     {"algorithms"},
+    {"suggestions"},
 )
 MAY_IMPORT = {part: set().union(*LAYERS[:level]) for level, parts in enumerate(LAYERS) for part in parts}
 SIGNATURES = {

@@ -59,9 +59,11 @@ def test_an_unknown_variant_is_refused(capsys):
 
 def test_a_study_is_measured_written_and_continued(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "RESULTS", tmp_path / "RESULTS.md")
-    options = (
-        "--minutes 0.005 --size 16 --backbone mobilenet_v3_small --batch-size 8 --evaluate 48 --images 32 --device cpu"
-    )
+    images = open_images([(image, i % 2) for i, image in enumerate(tiny_images(24))]).load()
+    monkeypatch.setattr(byol_batch_norm, "open_splits", lambda data, size: (images, images))
+    accuracies = {"knn": 0.25, "linear": 0.5}
+    monkeypatch.setattr(Trial, "compared", lambda self, backbone: (accuracies, {**accuracies, "knn": 0.75}))
+    options = "--minutes 0.002 --backbone mobilenet_v3_small --batch-size 8 --device cpu"
     given = [*options.split(), "--variants", "no_norm,random", "--rows", str(tmp_path / "rows.jsonl")]
     byol_batch_norm.main([*given, "--seeds", "0", "--write"])
     text = (tmp_path / "RESULTS.md").read_text()
