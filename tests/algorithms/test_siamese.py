@@ -376,3 +376,26 @@ def test_the_run_of_a_preset_is_loaded_without_a_data_set():
     loaded = SiameseSupervisor(backbone=TinyBackbone(), augment=two_views).load("run")
     assert (loaded.objective, tuple(loaded.negatives), loaded.momentum) == ("ip", (), Schedule(0.996, 1.0))
     assert loaded.predictor[1].num_features == 512 and not hasattr(loaded, "queue")
+
+
+def test_after_a_step_the_queue_holds_the_keys_of_both_directions_image_by_image():
+    supervisor = siamese(symmetric=True, momentum=None, stop_gradient=True, queue_size=40).train()
+    supervisor._forward(batch())
+    assert supervisor.queue.enqueued == 0
+    supervisor._after_step()
+    first, second = (normalize(supervisor.model(view), dim=1) for view in views(supervisor))
+    assert torch.equal(supervisor.queue.places[:32], torch.arange(16).repeat_interleave(2))
+    assert torch.allclose(supervisor.queue.features[:32:2], second, atol=1e-5)  # keys of the first direction
+    assert torch.allclose(supervisor.queue.features[1:32:2], first, atol=1e-5)
+
+
+@pytest.mark.parametrize(("ahead", "top1", "top5"), [(0, 1, 1), (1, 0, 1), (4, 0, 1), (5, 0, 0)])
+def test_a_key_is_among_the_top_five_while_fewer_than_five_negatives_are_nearer(ahead, top1, top5):
+    noted = {}
+    supervisor = siamese(algorithm=type("Noting", (SiameseSupervisor,), {"note": lambda _, k, v: noted.update({k: v})}))
+    query, key = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])
+    negatives = torch.tensor([[1.0, 0.0]] * (ahead + 1) + [[0.0, 1.0]] * 9)
+    exclude = torch.zeros(1, len(negatives), dtype=torch.bool)
+    exclude[0, 0] = True  # the image itself does not count
+    supervisor._note_similarities(query, query, key, negatives, exclude)
+    assert (noted["top1"].item(), noted["top5"].item()) == (top1, top5)
