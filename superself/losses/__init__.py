@@ -2,6 +2,6 @@
 
 from superself.losses.cosine import NegativeCosine
 from superself.losses.info_nce import InfoNCE
-from superself.losses.pairs import PairLoss
+from superself.losses.pair_loss import PairLoss
 
 __all__ = ["InfoNCE", "NegativeCosine", "PairLoss"]
