@@ -38,7 +38,7 @@ from bench.contestants import EveryStep
 from bench.pretext import held_out_loss, reconstruction_errors
 from bench.report import CORES, append, command, listed, machine, pick_device, section, table
 from superself import Supervisor, Tracker, compare
-from superself.algorithms import ALGORITHMS
+from superself.algorithms import ALGORITHMS, create, list_presets
 from superself.data import Images, Preprocessing, open_images, photos
 from superself.data.sources import TensorSource
 from superself.evaluation import features, knn_accuracy, linear_accuracy
@@ -104,7 +104,7 @@ class Race:
     """One algorithm with one seed: trains and measures its contestants.
 
     Args:
-        algorithm: its name.
+        algorithm: its name, or that of a preset.
         train: labelled images; training does not use the labels.
         test: labelled images.
         seed: of initial weights, order, views and linear probe.
@@ -162,8 +162,8 @@ class Race:
 
     def make(self, images: Images) -> Supervisor:
         """A supervisor with random weights."""
-        algorithm = ALGORITHMS[self.algorithm]
-        return algorithm(images, backbone=self.options.backbone, seed=self.seed, **self.arguments).to(self.device)
+        arguments = {"backbone": self.options.backbone, "seed": self.seed, **self.arguments}
+        return create(self.algorithm, images, **arguments).to(self.device)
 
     def supervise(self, supervisor: Supervisor, epochs: int, trackers: Sequence[Tracker] = ()) -> float:
         """Trains without printing, and returns the seconds that it took."""
@@ -281,7 +281,9 @@ def open_splits(data: str | None, size: int | None) -> tuple[Images, Images]:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithm", type=listed(str), default=["byol"], help="names joined by commas, or all")
+    parser.add_argument(
+        "--algorithm", type=listed(str), default=["byol"], help="names of algorithms or presets, or all"
+    )
     parser.add_argument("--data", help="a folder with train/CLASS and test/CLASS, or cifar10; default: the photographs")
     parser.add_argument("--size", type=int, help="pixels; 32 for the photographs, the images' own size otherwise")
     parser.add_argument("--minutes", type=float, default=5.0, help="training time of each contestant")
@@ -309,10 +311,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options.set = {name: {k: v for n, k, v in options.set if n == name} for name, _, _ in options.set}
     if options.algorithm == ["all"]:
         options.algorithm = sorted(ALGORITHMS)
-    if unknown := set(options.algorithm) - set(ALGORITHMS):
-        parser.error(
-            f"there is no algorithm {', '.join(sorted(unknown))}; pass some of {', '.join(sorted(ALGORITHMS))}."
-        )
+    known = [*sorted(ALGORITHMS), *list_presets()]
+    if unknown := set(options.algorithm) - set(known):
+        parser.error(f"there is no algorithm {', '.join(sorted(unknown))}; pass some of {', '.join(known)}.")
     return options
 
 

@@ -6,6 +6,7 @@ from superself.data import Batch
 from superself.evaluation import compare, features
 from superself.labels import LabelSupervisor
 from superself.networks import CombinedNet
+from superself.suggestions import Suggestion, suggest
 from superself.supervisor import Supervisor
 from superself.training import Tracker
 from superself.version import __version__
@@ -15,9 +16,11 @@ __all__ = [
     "Batch",
     "CombinedNet",
     "LabelSupervisor",
+    "Suggestion",
     "Supervisor",
     "Tracker",
     "__version__",
     "compare",
     "features",
+    "suggest",
 ]

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from superself.augment import recipe
-from superself.basics.distributed import rank, total, world_size
+from superself.basics.distributed import from_rank_0, gather, rank, total, world_size
 from superself.basics.random import preserve_random_state
 from superself.data import BatchLoader
 from superself.networks import MLP, CombinedNet, build_backbone, feature_width
+from superself.networks.batch_norm import batch_norms, is_synchronized, split_batch_norm
 from superself.networks.heads import check_head
 from superself.networks.modes import batch_statistics, evaluation_mode
 from superself.supervisor import Supervisor
@@ -132,3 +133,50 @@ class JointEmbedding(Supervisor):
                 found[places[readable], -1] = 1
         found = total(found)
         return found[:, :-1], found[:, -1] > 0
+
+
+class SplitBatchNorm:
+    """For methods in which batch statistics would reveal the key of a query: batch norm sees ``splits`` parts of a batch.
+
+    A part of the class, in front of JointEmbedding; the method sets ``splits``. In several processes the images of the keys
+    are exchanged between them, which is shuffled batch norm; in one, queries and keys go through the network in random parts.
+
+    Source: He et al., Momentum Contrast, arXiv:1911.05722, Sec. 3.3.
+    """
+
+    splits: int
+
+    def _build(self) -> None:
+        super()._build()
+        self._has_batch_norm = bool(batch_norms(self.model))
+
+    def _shuffled_batch_norm(self, network: nn.Module, views: Tensor) -> Tensor:
+        """Embeddings (B, E) of views (B, C, h, w); batch norm sees them next to other images than their queries."""
+        if world_size() == 1 or not self._splits_batch_norm:
+            return self._split_batch_norm(network, views)
+        order = torch.randperm(world_size() * len(views), generator=self.generator).to(views.device)
+        order = from_rank_0(order)
+        mine = slice(rank() * len(views), (rank() + 1) * len(views))
+        with split_batch_norm(network, self._parts(len(views))):
+            embeddings = network(gather(views)[order[mine]])
+        return gather(embeddings)[order.argsort()[mine]]
+
+    def _split_batch_norm(self, network: nn.Module, views: Tensor) -> Tensor:
+        """Embeddings (B, E) of views (B, C, h, w); in train mode, batch norm sees a random part of the batch at a time."""
+        parts = self._parts(len(views)) if self._splits_batch_norm else 1
+        if parts < 2:
+            return network(views)
+        order = torch.randperm(len(views), generator=self.generator).to(views.device, non_blocking=True)
+        with split_batch_norm(network, parts):
+            embeddings = network(views[order])
+        return embeddings[order.argsort()]
+
+    @property
+    def _splits_batch_norm(self) -> bool:
+        """Whether batch norm sees parts of the batch; where it is synchronised, it sees the batch of all processes."""
+        is_local = world_size() == 1 or not is_synchronized(self.model)
+        return self.training and self._has_batch_norm and is_local
+
+    def _parts(self, count: int) -> int:
+        """Parts of the ``count`` images of this process, so that the batch of all processes has ``splits``."""
+        return min(math.ceil(self.splits / world_size()), count // 2)

@@ -134,6 +134,7 @@ CASES = [
     Case(superself.PIRLSupervisor),
     Case(superself.RotateNetSupervisor),
     Case(superself.SimCLRSupervisor, lr=1e-3),
+    Case(superself.SiameseSupervisor, {"queue_size": 32, "momentum": 0.9}, loss_falls=False),
     Case(superself.SplitBrainNetSupervisor, backbone=tiny_halves, channels=(3,), normalizes=False),
     Case(
         superself.SwAVSupervisor,

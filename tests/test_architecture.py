@@ -32,6 +32,7 @@ LAYERS = (
     {"joint_embedding", "adversarial", "labels"},
     {"multi_crop"},
     {"algorithms"},
+    {"suggestions"},
 )
 MAY_IMPORT = {part: set().union(*LAYERS[:level]) for level, parts in enumerate(LAYERS) for part in parts}
 SIGNATURES = {

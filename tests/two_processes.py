@@ -48,6 +48,13 @@ VARIANTS = {
     "PIRL": [{"negatives": 5}],
     "RotateNet": [{"rotations": (0, 45, 90)}],
     "SimCLR": [{"objective": "dcl"}, {"objective": "dclw"}, {"objective": "hcl"}, {"memory_bank_size": 12}],
+    "Siamese": [
+        {"negatives": ("batch", "queue"), "symmetric": True, "alpha": 50.0},
+        {"negatives": ("batch",), "momentum": None, "predictor": {"norm": "batch"}},
+        {"objective": "ip", "negatives": (), "symmetric": True, "predictor": {"norm": "batch"}},
+        {"objective": "bce", "negatives": ("batch",)},
+        {"objective": "vic", "negatives": (), "momentum": None, "normalize_embeddings": False},
+    ],
     "SplitBrainNet": [{"rebalance": True}],
 }
 

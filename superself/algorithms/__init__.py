@@ -22,6 +22,7 @@ from superself.algorithms.moco import MomentumContrastSupervisor
 from superself.algorithms.moco_v3 import MoCoV3Supervisor
 from superself.algorithms.pirl import PIRLSupervisor
 from superself.algorithms.rotatenet import RotateNetSupervisor
+from superself.algorithms.siamese import SiameseSupervisor
 from superself.algorithms.simclr import SimCLRSupervisor
 from superself.algorithms.splitbrain import SplitBrainNetSupervisor
 from superself.algorithms.swav import SwAVSupervisor

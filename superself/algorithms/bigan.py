@@ -57,6 +57,7 @@ class BiGanSupervisor(AdversarialSupervisor):
         ValueError: if ``latent`` is below 1, ``beta1`` not in [0, 1), or ``discriminator_lr`` not positive.
     """
 
+    presets = {"bigan-imagenet": {"latent": 200, "discriminator_lr": 1.0}}
     family = "generative"
     compares_images = False
     fixed_image_size = True  # the decoder's

@@ -47,6 +47,7 @@ class BYOLSupervisor(JointEmbedding):
         ValueError: if ``momentum`` is not in [0, 1], or ``augment`` does not make two views.
     """
 
+    presets = {"byol-cifar10": {"momentum": 0.99}, "byol-paper": {}}
     projector_defaults = {"out_features": 256, "hidden": 4096, "norm": "batch"}
     predictor_defaults = {"hidden": 4096, "norm": "batch"}
     family = "contrastive"

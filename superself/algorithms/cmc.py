@@ -57,6 +57,7 @@ class ContrastiveMultiviewCodingSupervisor(JointEmbedding):
         TypeError: if ``backbone`` is a single module.
     """
 
+    presets = {"cmc-stl10": {"temperature": 0.1}}
     family = "contrastive"
     loss_meaning = "cross-entropy of the matching channel view among all candidates, both directions; 0 is perfect"
     likely_causes = (

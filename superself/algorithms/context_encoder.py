@@ -62,6 +62,7 @@ class ContextNetSupervisor(AdversarialSupervisor):
         ValueError: if ``region`` is unknown, blocks or weights are out of range, or ``overlap`` leaves no hole.
     """
 
+    presets = {"context-encoder-center": {"region": "center", "overlap": 4}}
     family = "predictive"
     compares_images = False
     fixed_image_size = True  # the decoder's

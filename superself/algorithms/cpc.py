@@ -77,6 +77,7 @@ class ContrastivePredictiveCodingSupervisor(Supervisor):
         ValueError: if the patches leave nothing to predict.
     """
 
+    presets = {"cpc-v2": {"patch_size": 80, "stride": 36}}
     family = "contrastive"
     compares_images = True  # the patches of all images of a batch are candidates
     smallest_image = 2

@@ -51,6 +51,7 @@ class InstanceDiscriminationSupervisor(JointEmbedding):
         ValueError: if a number is out of range, or ``augment`` does not make one view.
     """
 
+    presets = {"npid-cifar10": {"temperature": 0.1}, "npid-imagenet": {"negatives": 4096}}
     family = "contrastive"
     compares_images = False
     loss_meaning = "cross-entropy of the image among all images; 0 is perfect"

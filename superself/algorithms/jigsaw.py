@@ -57,6 +57,7 @@ class JigsawNetSupervisor(Supervisor):
         ValueError: if the hyper-parameters make no puzzle, or images are too small for the grid.
     """
 
+    presets = {"jigsaw-paper": {"grid": 3, "n_permutations": 1000, "n_permutations_per_image": 1}}
     family = "patch"
     compares_images = False
     loss_meaning = "cross-entropy of the permutation; 0 is perfect"

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from superself.basics.distributed import from_rank_0, gather, rank, world_size
 from superself.basics.validate import (
     require_bool,
     require_count,
@@ -21,10 +20,10 @@ from superself.basics.validate import (
     shortened,
 )
 from superself.data import Batch
-from superself.joint_embedding import Head, JointEmbedding
+from superself.joint_embedding import Head, JointEmbedding, SplitBatchNorm
 from superself.losses import CO2, InfoNCE, mix_hard_negatives
 from superself.networks import FeatureQueue, MomentumEncoder
-from superself.networks.batch_norm import batch_norms, is_synchronized, split_batch_norm
+from superself.networks.batch_norm import batch_norms
 from superself.networks.heads import check_head
 from superself.training import Schedule
 
@@ -37,7 +36,7 @@ PROJECTORS = {"linear": 1, "mlp": 2}  # name -> layers
 V1 = {"augment": "moco-v1", "projector": "linear", "temperature": 0.07}
 
 
-class MomentumContrastSupervisor(JointEmbedding):
+class MomentumContrastSupervisor(SplitBatchNorm, JointEmbedding):
     """Find the key of the same image among the keys of recent batches.
 
     L = -log exp(q.k / t) / (exp(q.k / t) + sum_j exp(q.k_j / t)), averaged over images: q is the query of one view, k the key
@@ -137,14 +136,14 @@ class MomentumContrastSupervisor(JointEmbedding):
         super()._build()  # self.model = f_q
         self.predictor = self._make_query_predictor()
         self.co2 = CO2(self.co2_temperature)
-        self._has_batch_norm = bool(batch_norms(self.model) or batch_norms(self.predictor))
+        self._has_batch_norm |= bool(batch_norms(self.predictor))
         self.key_encoder = MomentumEncoder(self.model)  # f_k
         self.queue = FeatureQueue(self.queue_size, self.embedding_width)
 
     def _forward(self, data: Batch) -> Tensor:
         first, second = self.views(data)  # each (B, C, h, w)
         pairs = [(first, second), (second, first)] if self.symmetric else [(first, second)]
-        keys = [self._keys(other) for _, other in pairs]  # each (B, E)
+        keys = [self._shuffled_batch_norm(self.key_encoder, other) for _, other in pairs]  # each (B, E), Sec. 3.3
         network = self.model if self.given.predictor is None else nn.Sequential(self.model, self.predictor)
         queries = [self._split_batch_norm(network, view) for view, _ in pairs]  # each (B, E)
         same_image = None if data.index is None else self.queue.same_image(data.index)  # (B, K)
@@ -180,37 +179,6 @@ class MomentumContrastSupervisor(JointEmbedding):
     def _after_step(self) -> None:
         self.key_encoder.update(self.model, self.scheduled(self.momentum))  # Eq. 2
         self.queue.commit()
-
-    def _keys(self, views: Tensor) -> Tensor:
-        """The keys (B, E) of views (B, C, h, w); batch norm sees them next to other images than their queries (Sec. 3.3)."""
-        if world_size() == 1 or not self._splits_batch_norm:
-            return self._split_batch_norm(self.key_encoder, views)
-        order = torch.randperm(world_size() * len(views), generator=self.generator).to(views.device)
-        order = from_rank_0(order)
-        mine = slice(rank() * len(views), (rank() + 1) * len(views))
-        with split_batch_norm(self.key_encoder, self._parts(len(views))):
-            keys = self.key_encoder(gather(views)[order[mine]])
-        return gather(keys)[order.argsort()[mine]]
-
-    def _split_batch_norm(self, network: nn.Module, views: Tensor) -> Tensor:
-        """Embeddings (B, E) of views (B, C, h, w); in train mode, batch norm sees a random part of the batch at a time."""
-        parts = self._parts(len(views)) if self._splits_batch_norm else 1
-        if parts < 2:
-            return network(views)
-        order = torch.randperm(len(views), generator=self.generator).to(views.device, non_blocking=True)
-        with split_batch_norm(network, parts):
-            embeddings = network(views[order])
-        return embeddings[order.argsort()]
-
-    @property
-    def _splits_batch_norm(self) -> bool:
-        """Whether batch norm sees parts of the batch; where it is synchronised, it sees the batch of all processes."""
-        is_local = world_size() == 1 or not is_synchronized(self.model)
-        return self.training and self._has_batch_norm and is_local
-
-    def _parts(self, count: int) -> int:
-        """Parts of the ``count`` images of this process, so that the batch of all processes has ``splits``."""
-        return min(math.ceil(self.splits / world_size()), count // 2)
 
     @torch.no_grad()
     def _note_similarities(self, query: Tensor, key: Tensor, same_image: Tensor | None) -> None:

@@ -10,6 +10,7 @@ from superself.losses.info_nce import InfoNCE
 from superself.losses.memory_bank import MemoryBankLoss
 from superself.losses.mochi import mix_hard_negatives
 from superself.losses.nt_xent import NTXent
+from superself.losses.pair_loss import PairLoss
 from superself.losses.swav import SwAVLoss, sinkhorn
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "MemoryBankLoss",
     "NTXent",
     "NegativeCosine",
+    "PairLoss",
     "SwAVLoss",
     "mix_hard_negatives",
     "sinkhorn",

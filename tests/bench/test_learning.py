@@ -59,7 +59,7 @@ def test_mean_and_deviation_are_over_the_seeds_of_a_contestant():
     ]
 
 
-@pytest.mark.parametrize("algorithm", ["byol", "deep_cluster_v2", "rotatenet"])
+@pytest.mark.parametrize("algorithm", ["byol-cifar10", "deep_cluster_v2", "rotatenet"])
 def test_an_algorithm_is_trained_and_measured_without_lightly(algorithm, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(peers, "has_lightly", lambda: False)
     monkeypatch.setattr(report, "RESULTS", tmp_path / "RESULTS.md")
@@ -71,3 +71,19 @@ def test_an_algorithm_is_trained_and_measured_without_lightly(algorithm, tmp_pat
     assert [row[1] for row in cells] == ["random initialised", "superself"]
     assert all(0 <= float(row[i]) <= 100 for row in cells for i in (6, 7))
     assert int(cells[1][4].replace(",", "")) % 8 == 0 and "(chance " in cells[1][8]
+
+
+def test_a_preset_is_trained_with_its_arguments_and_those_of_the_command_line():
+    options = learning.parse(
+        ["--algorithm", "byol-cifar10", "--backbone", "mobilenet_v3_small", "--set", "byol-cifar10.projector=None"]
+    )
+    images = open_images([(image, 0) for image in tiny_images(4)])
+    made = learning.Race("byol-cifar10", images, images, 3, options).make(images)
+    assert type(made).__name__ == "BYOLSupervisor" and (made.momentum, made.seed) == (0.99, 3)
+
+
+def test_an_unknown_name_is_answered_with_those_of_algorithms_and_presets(capsys):
+    with pytest.raises(SystemExit):
+        learning.parse(["--algorithm", "boyl"])
+    message = capsys.readouterr().err
+    assert "there is no algorithm boyl" in message and "rotatenet" in message and "byol-cifar10" in message

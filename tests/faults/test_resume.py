@@ -202,7 +202,6 @@ OTHER_VALUES = {
     "rotations": (0, 180),
     "features": "both",
     "contrast": "batch",
-    "objective": "dcl",
     "region": "center",
     "overlap": 1,
     "noise": "gaussian",
@@ -215,15 +214,20 @@ OTHER_VALUES = {
     "tile": 4,
     "turns": (1, 2),
     "tile_augment": "plain",
+    "alpha": 50.0,
+    "vic_weights": (1.0, 2.0, 3.0),
 }
+OTHER_OBJECTIVES = {"SiameseSupervisor": "bce", "SimCLRSupervisor": "dcl"}
+NOT_ALONE = {"SiameseSupervisor-stop_gradient", "SiameseSupervisor-normalize_embeddings"}  # contradict the row's others
 
 
 def hyper_parameters():
     for case in CASES:
         for name in declared(case.make()):
             is_fixed = name in ("normalize", "sobel") and not case.normalizes
-            if name in inspect.signature(case.algorithm).parameters and not is_fixed:
-                yield pytest.param(case, name, id=f"{case.algorithm.__name__}-{name}")
+            given = f"{case.algorithm.__name__}-{name}"
+            if name in inspect.signature(case.algorithm).parameters and not is_fixed and given not in NOT_ALONE:
+                yield pytest.param(case, name, id=given)
 
 
 def other_value(case, name, old):
@@ -236,6 +240,10 @@ def other_value(case, name, old):
             supervisor.model.backbone if name == "backbone" else getattr(supervisor, name, supervisor.model.predictor)
         )
         return nn.Sequential(built) if name == "predictor" else in_another_class(built)
+    if name == "objective":
+        return OTHER_OBJECTIVES[case.algorithm.__name__]
+    if name == "negatives" and isinstance(old, tuple):
+        return ("batch", "queue")
     if name in OTHER_VALUES and (name != "tile" or old is None):
         return OTHER_VALUES[name]
     if isinstance(old, bool):
