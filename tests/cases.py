@@ -82,6 +82,8 @@ class Case:
         return issubclass(self.algorithm, JointEmbedding)
 
 
+SMALL = {"hidden": 64, "out_features": 64}  # of a projector
+
 CASES = [
     Case(superself.BiGanSupervisor, {"latent": 4}, lr=1e-3, loss_falls=False),
     Case(superself.BYOLSupervisor, {"momentum": 0.9}, lr=1e-3),
@@ -100,5 +102,6 @@ CASES = [
     ),
     Case(superself.PIRLSupervisor),
     Case(superself.RotateNetSupervisor),
+    Case(superself.SimSiamSupervisor, {"projector": SMALL}),
     Case(superself.SplitBrainNetSupervisor, backbone=tiny_halves, channels=(3,), normalizes=False),
 ]

@@ -17,6 +17,7 @@ from superself.algorithms.jigsaw import JigsawNetSupervisor
 from superself.algorithms.moco import MomentumContrastSupervisor
 from superself.algorithms.pirl import PIRLSupervisor
 from superself.algorithms.rotatenet import RotateNetSupervisor
+from superself.algorithms.simsiam import SimSiamSupervisor
 from superself.algorithms.splitbrain import SplitBrainNetSupervisor
 from superself.supervisor import Supervisor
 
