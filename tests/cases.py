@@ -85,6 +85,7 @@ class Case:
 SMALL = {"hidden": 64, "out_features": 64}  # of a projector
 
 CASES = [
+    Case(superself.BarlowTwinsSupervisor, {"projector": SMALL, "scale": 1e-3}),  # a sum over features: rounding shows
     Case(superself.BiGanSupervisor, {"latent": 4}, lr=1e-3, loss_falls=False),
     Case(superself.BYOLSupervisor, {"momentum": 0.9}, lr=1e-3),
     Case(superself.ContextNetSupervisor),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from superself.algorithms.barlow_twins import BarlowTwinsSupervisor
 from superself.algorithms.bigan import BiGanSupervisor
 from superself.algorithms.byol import BYOLSupervisor
 from superself.algorithms.cmc import ContrastiveMultiviewCodingSupervisor

@@ -1,6 +1,7 @@
 """Losses that several algorithms share."""
 
+from superself.losses.barlow_twins import BarlowTwins
 from superself.losses.cosine import NegativeCosine, SymmetricNegativeCosine
 from superself.losses.info_nce import InfoNCE
 
-__all__ = ["InfoNCE", "NegativeCosine", "SymmetricNegativeCosine"]
+__all__ = ["BarlowTwins", "InfoNCE", "NegativeCosine", "SymmetricNegativeCosine"]
