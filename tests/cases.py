@@ -105,4 +105,5 @@ CASES = [
     Case(superself.RotateNetSupervisor),
     Case(superself.SimSiamSupervisor, {"projector": SMALL}),
     Case(superself.SplitBrainNetSupervisor, backbone=tiny_halves, channels=(3,), normalizes=False),
+    Case(superself.VICRegSupervisor, {"projector": SMALL}),
 ]

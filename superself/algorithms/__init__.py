@@ -20,6 +20,7 @@ from superself.algorithms.pirl import PIRLSupervisor
 from superself.algorithms.rotatenet import RotateNetSupervisor
 from superself.algorithms.simsiam import SimSiamSupervisor
 from superself.algorithms.splitbrain import SplitBrainNetSupervisor
+from superself.algorithms.vicreg import VICRegSupervisor
 from superself.supervisor import Supervisor
 
 ALGORITHMS: dict[str, type[Supervisor]] = {

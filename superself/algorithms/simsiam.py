@@ -27,8 +27,8 @@ class SimSiamSupervisor(JointEmbedding):
     cosine without a gradient into z. From -1 when they align to 0, the chance level. It is BYOL without a slow copy. There
     are no negatives, so a low loss is only good if the embeddings stay spread out.
 
-    Source: Chen & He, Exploring Simple Siamese Representation Learning, arXiv:2011.10566, Sec. 3 (Eqs. 2 to 4), and the
-        authors' code.
+    Source: Chen & He, Exploring Simple Siamese Representation Learning, arXiv:2011.10566, Sec. 3, and the authors'
+        code.
     Deviations: any optimizer instead of SGD; views without blur up to 32 pixels.
     Args:
         dataset: see Supervisor, also for the options that are not listed here.
@@ -86,9 +86,9 @@ class SimSiamSupervisor(JointEmbedding):
 
     def _forward(self, data: Batch) -> Tensor:
         first, second = (self.model(view) for view in self.views(data))  # z, each (B, E)
-        forth = self.loss(self.predictor(first), second.detach())  # Eq. 3
+        forth = self.loss(self.predictor(first), second.detach())
         back = self.loss(self.predictor(second), first.detach())
-        return (forth + back) / 2  # Eq. 4
+        return (forth + back) / 2  # Sec. 3
 
     def _make_predictor(self, width: int) -> nn.Module:
         bottleneck = {"out_features": width, "hidden": max(1, width // 4), **self.predictor_defaults}

@@ -3,5 +3,6 @@
 from superself.losses.barlow_twins import BarlowTwins
 from superself.losses.cosine import NegativeCosine, SymmetricNegativeCosine
 from superself.losses.info_nce import InfoNCE
+from superself.losses.vicreg import VICReg
 
-__all__ = ["BarlowTwins", "InfoNCE", "NegativeCosine", "SymmetricNegativeCosine"]
+__all__ = ["BarlowTwins", "InfoNCE", "NegativeCosine", "SymmetricNegativeCosine", "VICReg"]

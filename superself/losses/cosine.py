@@ -40,7 +40,7 @@ class SymmetricNegativeCosine(nn.Module):
 
     L = 1/2 D(p_1, z_2) + 1/2 D(p_2, z_1) with D minus the cosine. No gradient flows into an embedding as a target.
 
-    Source: Chen & He, SimSiam, arXiv:2011.10566, Eqs. 1, 2 and 4.
+    Source: Chen & He, SimSiam, arXiv:2011.10566, Sec. 3.
     Deviations: none.
     Args:
         eps: lower bound of each norm, so that a zero vector gives 0.
