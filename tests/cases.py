@@ -106,4 +106,5 @@ CASES = [
     Case(superself.SimSiamSupervisor, {"projector": SMALL}),
     Case(superself.SplitBrainNetSupervisor, backbone=tiny_halves, channels=(3,), normalizes=False),
     Case(superself.VICRegSupervisor, {"projector": SMALL}),
+    Case(superself.WhiteningMSESupervisor, {"projector": {"out_features": 2, "hidden": 64}, "eps": 0.1}),
 ]

@@ -43,6 +43,7 @@ VARIANTS = {
     "PIRL": [{"negatives": 5}],
     "RotateNet": [{"rotations": (0, 45, 90)}],
     "SplitBrainNet": [{"rebalance": True}],
+    "WhiteningMSE": [{"w_size": 5, "iterations": 2}],
 }
 
 

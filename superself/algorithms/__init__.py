@@ -21,6 +21,7 @@ from superself.algorithms.rotatenet import RotateNetSupervisor
 from superself.algorithms.simsiam import SimSiamSupervisor
 from superself.algorithms.splitbrain import SplitBrainNetSupervisor
 from superself.algorithms.vicreg import VICRegSupervisor
+from superself.algorithms.w_mse import WhiteningMSESupervisor
 from superself.supervisor import Supervisor
 
 ALGORITHMS: dict[str, type[Supervisor]] = {

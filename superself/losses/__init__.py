@@ -4,5 +4,6 @@ from superself.losses.barlow_twins import BarlowTwins
 from superself.losses.cosine import NegativeCosine, SymmetricNegativeCosine
 from superself.losses.info_nce import InfoNCE
 from superself.losses.vicreg import VICReg
+from superself.losses.w_mse import WMSE
 
-__all__ = ["BarlowTwins", "InfoNCE", "NegativeCosine", "SymmetricNegativeCosine", "VICReg"]
+__all__ = ["BarlowTwins", "InfoNCE", "NegativeCosine", "SymmetricNegativeCosine", "VICReg", "WMSE"]
