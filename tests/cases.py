@@ -101,6 +101,11 @@ CASES = [
         loss_falls=False,
         local="batch norm, so that it sees a key next to other images than the query (Sec. 3.3)",
     ),
+    Case(
+        superself.NNCLRSupervisor,
+        {"queue_size": 32, "projector": SMALL, "predictor": {"hidden": 64}},
+        loss_falls=False,
+    ),
     Case(superself.PIRLSupervisor),
     Case(superself.RotateNetSupervisor),
     Case(superself.SimSiamSupervisor, {"projector": SMALL}),

@@ -16,6 +16,7 @@ from superself.algorithms.exemplarnet import ExemplarNetSupervisor
 from superself.algorithms.instance_discrimination import InstanceDiscriminationSupervisor
 from superself.algorithms.jigsaw import JigsawNetSupervisor
 from superself.algorithms.moco import MomentumContrastSupervisor
+from superself.algorithms.nnclr import NNCLRSupervisor
 from superself.algorithms.pirl import PIRLSupervisor
 from superself.algorithms.rotatenet import RotateNetSupervisor
 from superself.algorithms.simsiam import SimSiamSupervisor
