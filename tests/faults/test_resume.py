@@ -208,6 +208,8 @@ OTHER_VALUES = {
     "negatives": 5,
     "tile": 4,
     "tile_augment": "plain",
+    "w_size": 3,
+    "weight": 0.2,
 }
 
 
