@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from superself.basics.distributed import gather
 from superself.basics.validate import require_nonnegative, require_positive
 from superself.losses.pairs import require_pairs
 
-PAPER_TOTAL = 0.0051 * 8192  # lambda times the number of features
+PAPER_WEIGHT, PAPER_WIDTH = 0.0051, 8192  # lambda, and the number of features that it is meant for
 
 
 class BarlowTwins(nn.Module):
@@ -23,8 +25,8 @@ class BarlowTwins(nn.Module):
     Source: Zbontar et al., Barlow Twins, arXiv:2103.03230, Algorithm 1, and the authors' code.
     Deviations: none.
     Args:
-        weight: lambda, of the off-diagonal elements; None takes 0.0051 * 8192 / D, so that all of them together weigh as
-            much, compared with the diagonal, as in the paper, which has 0.0051 for D = 8192.
+        weight: lambda, of the off-diagonal elements; None takes 0.0051 sqrt(8192 / D), which is the paper's for D = 8192 and
+            0.0204 for D = 512. In proportion to 1 / D, the noise of small batches outweighs the diagonal in narrow embeddings.
         scale: multiplies the loss; matters to optimizers that do not normalise gradients, such as SGD.
         eps: added to variances, so that a constant feature has the correlation 0.
     Shape:
@@ -59,7 +61,7 @@ class BarlowTwins(nn.Module):
 
     def weight_for(self, width: int) -> float:
         """lambda for embeddings of this width."""
-        return PAPER_TOTAL / width if self.weight is None else self.weight
+        return PAPER_WEIGHT * math.sqrt(PAPER_WIDTH / width) if self.weight is None else self.weight
 
     def chance_level(self, width: int, count: int) -> float:
         """The expected loss of ``count`` images, if the views share nothing and features are independent of each other."""
