@@ -94,7 +94,10 @@ class Case:
         return issubclass(self.algorithm, JointEmbedding)
 
 
+SMALL = {"hidden": 64, "out_features": 64}  # of a projector
+
 CASES = [
+    Case(superself.BarlowTwinsSupervisor, {"projector": SMALL, "scale": 1e-3}),  # a sum over features: rounding shows
     Case(superself.BiGanSupervisor, {"latent": 4}, lr=1e-3, loss_falls=False),
     Case(superself.BYOLSupervisor, {"momentum": 0.9}, lr=1e-3),
     Case(superself.ContextNetSupervisor),
@@ -131,14 +134,22 @@ CASES = [
         loss_falls=False,
         local="batch norm, so that it sees a key next to other images than the query (Sec. 3.3)",
     ),
+    Case(
+        superself.NNCLRSupervisor,
+        {"queue_size": 32, "projector": SMALL, "predictor": {"hidden": 64}},
+        loss_falls=False,
+    ),
     Case(superself.PIRLSupervisor),
     Case(superself.RotateNetSupervisor),
-    Case(superself.SimCLRSupervisor, lr=1e-3),
     Case(superself.SiameseSupervisor, {"queue_size": 32, "momentum": 0.9}, loss_falls=False),
+    Case(superself.SimCLRSupervisor, lr=1e-3),
+    Case(superself.SimSiamSupervisor, {"projector": SMALL}),
     Case(superself.SplitBrainNetSupervisor, backbone=tiny_halves, channels=(3,), normalizes=False),
     Case(
         superself.SwAVSupervisor,
         {"augment": {"name": "swav", "small_count": 2}, "projector": {"hidden": 64}, "queue_size": 8, "queue_from": 1},
         lr=1e-3,
     ),
+    Case(superself.VICRegSupervisor, {"projector": SMALL}),
+    Case(superself.WhiteningMSESupervisor, {"projector": {"out_features": 2, "hidden": 64}, "eps": 0.1}),
 ]

@@ -143,7 +143,7 @@ def test_docstring_names_its_source(case):
 def test_says_what_its_loss_means(case):
     supervisor = case.make()
     assert supervisor.loss_meaning != Supervisor.loss_meaning
-    assert supervisor.chance_loss is None or supervisor.chance_loss >= 0
+    assert supervisor.chance_loss is None or supervisor.chance_loss >= 0  # 0 for minus a cosine
     assert case.algorithm.family in ("patch", "predictive", "generative", "contrastive", "clustering")
 
 

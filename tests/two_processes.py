@@ -24,6 +24,7 @@ import superself
 from superself import Batch, joint_embedding
 from superself.basics.distributed import from_rank_0, gather, gather_objects, mean, rank, world_size
 from superself.labels import multilabel_loss
+from superself.losses import Hypersphere
 from superself.networks import BatchRenorm1d
 from superself.networks.batch_norm import synchronize_batch_norm
 
@@ -56,6 +57,8 @@ VARIANTS = {
         {"objective": "vic", "negatives": (), "momentum": None, "normalize_embeddings": False},
     ],
     "SplitBrainNet": [{"rebalance": True}],
+    "VICReg": [{"loss": Hypersphere()}],
+    "WhiteningMSE": [{"w_size": 5, "iterations": 2}],
 }
 
 

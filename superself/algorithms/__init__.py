@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from superself.algorithms.barlow_twins import BarlowTwinsSupervisor
 from superself.algorithms.bigan import BiGanSupervisor
 from superself.algorithms.byol import BYOLSupervisor
 from superself.algorithms.cmc import ContrastiveMultiviewCodingSupervisor
@@ -20,12 +21,16 @@ from superself.algorithms.instance_discrimination import InstanceDiscriminationS
 from superself.algorithms.jigsaw import JigsawNetSupervisor
 from superself.algorithms.moco import MomentumContrastSupervisor
 from superself.algorithms.moco_v3 import MoCoV3Supervisor
+from superself.algorithms.nnclr import NNCLRSupervisor
 from superself.algorithms.pirl import PIRLSupervisor
 from superself.algorithms.rotatenet import RotateNetSupervisor
 from superself.algorithms.siamese import SiameseSupervisor
 from superself.algorithms.simclr import SimCLRSupervisor
+from superself.algorithms.simsiam import SimSiamSupervisor
 from superself.algorithms.splitbrain import SplitBrainNetSupervisor
 from superself.algorithms.swav import SwAVSupervisor
+from superself.algorithms.vicreg import VICRegSupervisor
+from superself.algorithms.w_mse import WhiteningMSESupervisor
 from superself.supervisor import Supervisor
 
 ALGORITHMS: dict[str, type[Supervisor]] = {

@@ -1,4 +1,4 @@
-"""Negative cosine similarity: the loss of joint embeddings without negatives."""
+"""Negative cosine similarity, one way and symmetric: the losses of joint embeddings without negatives."""
 
 from __future__ import annotations
 
@@ -33,3 +33,29 @@ class NegativeCosine(nn.Module):
                 "the output width of the projector."
             )
         return -cosine_similarity(prediction.float(), target.detach().float(), dim=1, eps=self.eps).mean()
+
+
+class SymmetricNegativeCosine(nn.Module):
+    """``NegativeCosine`` from each view to the other: -1 when predictions and targets align, 0 when they are orthogonal.
+
+    L = 1/2 D(p_1, z_2) + 1/2 D(p_2, z_1) with D minus the cosine. No gradient flows into an embedding as a target.
+
+    Source: Chen & He, SimSiam, arXiv:2011.10566, Sec. 3.
+    Deviations: none.
+    Args:
+        eps: lower bound of each norm, so that a zero vector gives 0.
+    Shape:
+        first and second view, each a pair of embedding z (B, D) and prediction p (B, D) -> scalar ().
+    Raises:
+        ValueError: if the shapes differ.
+    """
+
+    def __init__(self, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.one_way = NegativeCosine(eps)
+
+    def forward(self, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
+        """The loss of a batch."""
+        (first_embedding, first_prediction), (second_embedding, second_prediction) = first, second
+        forth = self.one_way(first_prediction, second_embedding)
+        return (forth + self.one_way(second_prediction, first_embedding)) / 2

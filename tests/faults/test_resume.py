@@ -216,6 +216,8 @@ OTHER_VALUES = {
     "tile_augment": "plain",
     "alpha": 50.0,
     "vic_weights": (1.0, 2.0, 3.0),
+    "w_size": 3,
+    "weight": 0.2,
 }
 OTHER_OBJECTIVES = {"SiameseSupervisor": "bce", "SimCLRSupervisor": "dcl"}
 NOT_ALONE = {"SiameseSupervisor-stop_gradient", "SiameseSupervisor-normalize_embeddings"}  # contradict the row's others
