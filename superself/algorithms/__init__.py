@@ -11,6 +11,7 @@ from superself.algorithms.cmc import ContrastiveMultiviewCodingSupervisor
 from superself.algorithms.context_encoder import ContextNetSupervisor
 from superself.algorithms.cpc import ContrastivePredictiveCodingSupervisor
 from superself.algorithms.denoising_autoencoder import DenoiseNetSupervisor
+from superself.algorithms.detcon import DetConSupervisor
 from superself.algorithms.exemplarnet import ExemplarNetSupervisor
 from superself.algorithms.instance_discrimination import InstanceDiscriminationSupervisor
 from superself.algorithms.jigsaw import JigsawNetSupervisor

@@ -8,6 +8,7 @@ from superself.data.open import open_images
 from superself.data.photographs import photos
 from superself.data.preprocessing import Preprocessing, to_float
 from superself.data.sampler import EpochSampler, SequentialBatches
+from superself.data.segments import Segmenter, segment_data_set
 
 __all__ = [
     "Batch",
@@ -17,10 +18,12 @@ __all__ = [
     "Images",
     "Item",
     "Preprocessing",
+    "Segmenter",
     "SequentialBatches",
     "cifar10",
     "open_images",
     "photos",
+    "segment_data_set",
     "stl10",
     "to_float",
 ]

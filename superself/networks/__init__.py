@@ -22,6 +22,7 @@ from superself.networks.heads import MLP, MultiHead
 from superself.networks.memory import FeatureQueue, MemoryBank
 from superself.networks.momentum import MomentumEncoder
 from superself.networks.norms import BatchRenorm1d, LayerNorm2d, StandardizedLinear, use_layer_norm
+from superself.networks.segments import SegmentNet, pool_segments, segment_areas
 
 __all__ = [
     "MLP",
@@ -39,6 +40,7 @@ __all__ = [
     "MomentumEncoder",
     "MultiHead",
     "PerHalf",
+    "SegmentNet",
     "StandardizedLinear",
     "Upsampling",
     "build_backbone",
@@ -51,8 +53,10 @@ __all__ = [
     "fresh_copy",
     "map_shape",
     "pool_features",
+    "pool_segments",
     "pooled_features",
     "replicated",
+    "segment_areas",
     "tile_width",
     "use_layer_norm",
     "without_normalization",
