@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from torch.optim import Optimizer
 
+from superself.basics.distributed import mean
 from superself.basics.pictures import write_pictures
 from superself.basics.random import preserve_random_state
 from superself.basics.validate import require_choice, require_count, require_fraction, require_positive
@@ -54,7 +55,7 @@ class DetConSupervisor(JointEmbedding):
         augment: makes two views and must move masks, which functions of a batch do not.
         segments: "felzenszwalb" finds them, "grid" cuts squares, "dataset" takes the masks of the data set (0 is no segment).
         scale: of Felzenszwalb's method: the larger, the fewer segments; bounds to draw it from for each image; None for 0.3
-            pixels^(3/4): 54 for 32 x 32, and 1000, the paper's number, for 224 x 224. The smallest segments have as many pixels, unless ``min_size`` says otherwise.
+            pixels^(3/4), which is 54 for 32 x 32, and 1000, the paper's number, for 224 x 224.
         min_size: pixels of the smallest segments of Felzenszwalb's method; None for ``scale``.
         grid: cells along each side, for "grid".
         num_samples: S, ids drawn for each image, with replacement.
@@ -171,9 +172,9 @@ class DetConSupervisor(JointEmbedding):
         cosine = cosine_similarity(query[:, 0].float(), key[:, 1].float(), dim=2)
         self.note("segments", (in_both & first).sum(1).float())
         self.note("vanished", (~in_both).float())
-        self.note("positive_cosine", (cosine * in_both).sum() / in_both.sum().clamp(min=1))
+        self.note("positive_cosine", (cosine * in_both).sum() / mean(in_both.sum().float()).clamp(min=0.1))
 
-    # ---- where segments come from ------------------------------------------------------------------------------------------------------
+    # ---- where segments come from --------------------------------------------------------------------------------------
 
     @property
     def segmenter(self) -> Segmenter:
