@@ -36,7 +36,7 @@ VARIANTS = {
     "ContextNet": [{"region": "center", "overlap": 2}, {"adversarial_weight": 0}],
     "ContrastiveMultiviewCoding": [{"contrast": "batch"}, {"negatives": 5}],
     "DenoiseNet": [{"corrupted_only": True}, {"noise": "gaussian"}],
-    "DetCon": [{"momentum": 0.9}, {"segments": "grid", "beta": 0.5, "tau_plus": 0.05}],
+    "DetCon": [{"momentum": None}, {"segments": "grid", "beta": 0.5, "tau_plus": 0.05}],
     "ExemplarNet": [{"n_classes": 9}],
     "InstanceDiscrimination": [{"negatives": 5}, {"proximal": 1.0}],
     "JigsawNet": [{"whole": True}],

@@ -70,12 +70,32 @@ class Sobel(Transform):
         return 2
 
     def transform(self, images: Tensor, numbers: Tensor) -> Tensor:
-        grey = F.pad(greyscale(images), (1, 1, 1, 1), mode="replicate")
-        # Differences along one axis, smoothed by (1, 2, 1) along the other. Unlike a convolution, sums stay exact in TF32.
-        x, y = grey[..., 2:] - grey[..., :-2], grey[:, :, 2:] - grey[:, :, :-2]
-        x = x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]
-        y = y[..., :-2] + 2 * y[..., 1:-1] + y[..., 2:]
-        return torch.cat([x, y], 1)
+        return derivatives(greyscale(images))
+
+
+class RandomSobel(Transform):
+    """The mean of the Sobel derivatives along x and y, stretched to [0, 1], in all channels; with probability ``p``.
+
+    Derivatives are those of the mean of the channels. An image without edges becomes 0.
+    """
+
+    def __init__(self, p: float = 0.1) -> None:
+        super().__init__(0, p)
+
+    def transform(self, images: Tensor, numbers: Tensor) -> Tensor:
+        edges = derivatives(images.mean(1, keepdim=True)).mean(1, keepdim=True)
+        low, high = edges.amin((2, 3), keepdim=True), edges.amax((2, 3), keepdim=True)
+        return ((edges - low) / (high - low + 1e-7)).expand_as(images).contiguous()
+
+
+def derivatives(grey: Tensor) -> Tensor:
+    """The Sobel derivatives along x and y; the image's edge is repeated. Shape: (B, 1, H, W) -> (B, 2, H, W)."""
+    grey = F.pad(grey, (1, 1, 1, 1), mode="replicate")
+    # Differences along one axis, smoothed by (1, 2, 1) along the other. Unlike a convolution, sums stay exact in TF32.
+    x, y = grey[..., 2:] - grey[..., :-2], grey[:, :, 2:] - grey[:, :, :-2]
+    x = x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]
+    y = y[..., :-2] + 2 * y[..., 1:-1] + y[..., 2:]
+    return torch.cat([x, y], 1)
 
 
 def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:

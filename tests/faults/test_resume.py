@@ -208,6 +208,8 @@ OTHER_VALUES = {
     "negatives": 5,
     "tile": 4,
     "tile_augment": "plain",
+    "segments": "grid",
+    "min_size": 5,
 }
 
 
