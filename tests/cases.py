@@ -89,7 +89,10 @@ CASES = [
     Case(superself.ContrastiveMultiviewCodingSupervisor, backbone=tiny_halves, channels=(3,), normalizes=False),
     Case(superself.ContrastivePredictiveCodingSupervisor, lr=1e-3, mixes_batch=False),
     Case(superself.DenoiseNetSupervisor),
-    Case(superself.DetConSupervisor, {"num_samples": 4, "scale": 60.0, "momentum": 0.9}),
+    Case(
+        superself.DetConSupervisor,
+        {"num_samples": 4, "scale": 60.0, "momentum": 0.996, "projector": {"hidden": 32}, "predictor": {"hidden": 32}},
+    ),
     Case(superself.ExemplarNetSupervisor),
     Case(superself.InstanceDiscriminationSupervisor),
     Case(superself.JigsawNetSupervisor, normalizes=False),

@@ -72,7 +72,8 @@ class DetConSupervisor(JointEmbedding):
         ValueError: if an argument is out of range, or there is no mask to move.
     """
 
-    projector_defaults = {"out_features": 256, "hidden": 2048}
+    projector_defaults = {"out_features": 256, "hidden": 2048}  # of DetCon-S
+    heads_of_b = {"hidden": 4096, "norm": "batch", "last_bias": False}  # of DetCon-B, projector and predictor
     family = "contrastive"
     compares_images = True
     loss_meaning = "cross-entropy of finding a segment in the other view among all segments; 0 is perfect"
@@ -83,7 +84,7 @@ class DetConSupervisor(JointEmbedding):
     )
     presets = {
         "detcon-s": {},
-        "detcon-b": {"momentum": 0.996, "projector": {"hidden": 4096, "norm": "batch", "last_bias": False}},
+        "detcon-b": {"momentum": 0.996},
     }
 
     def __init__(
@@ -134,8 +135,8 @@ class DetConSupervisor(JointEmbedding):
         self.model = SegmentNet(backbone, self._make_projector(map_shape(backbone, self.network_shape)[0]))
         self.embedding_width = feature_width(self.model, self.network_shape)  # E
         if self.momentum is not None:
-            defaults = {"out_features": self.embedding_width, "hidden": 4096, "norm": "batch", "last_bias": False}
-            self.predictor = self._make_head(self.given.predictor, self.embedding_width, defaults)
+            arguments = {"out_features": self.embedding_width, **self.heads_of_b}
+            self.predictor = self._make_head(self.given.predictor, self.embedding_width, arguments)
             self.target = MomentumEncoder(self.model)
 
     def _forward(self, data: Batch) -> Tensor:
@@ -274,6 +275,9 @@ class DetConSupervisor(JointEmbedding):
             maps = self._segment_maps(data)
             views, masks = self.augmentation(data.images, self.generator, masks=maps)
         return data.images, maps, views, masks
+
+    def _projector_arguments(self, width: int) -> dict[str, Any]:
+        return {**self.projector_defaults, **(self.heads_of_b if self.momentum is not None else {})}
 
     def _default_loss(self) -> DetConLoss:
         return DetConLoss(self.temperature, self.beta, self.tau_plus)

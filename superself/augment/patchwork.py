@@ -173,7 +173,7 @@ class RandomPadAndCrop(GeometricTransform):
         p: probability for each sample.
     """
 
-    def __init__(self, scale: float = 0.2, fill: float = 0.0, p: float = 1.0) -> None:
+    def __init__(self, scale: float = 0.3, fill: float = 0.0, p: float = 1.0) -> None:
         super().__init__(8, p)
         if not 0 <= scale < 0.5:
             raise ValueError(f"scale={scale} can crop everything; pass a number from 0 to below 0.5 (zoom_scale).")
@@ -197,7 +197,7 @@ class RandomPadAndCrop(GeometricTransform):
 class RandomChannelMean(Transform):
     """All channels replaced by their mean, with probability ``p``; for any number of channels."""
 
-    def __init__(self, p: float = 0.2) -> None:
+    def __init__(self, p: float = 0.1) -> None:
         super().__init__(0, p)
 
     def transform(self, images: Tensor, numbers: Tensor) -> Tensor:

@@ -35,12 +35,12 @@ IMAGES = {
 @pytest.mark.parametrize("quality", [1, 3, 5, 10, 25, 50, 75, 95, 100])
 @pytest.mark.parametrize("name", IMAGES)
 def test_images_are_those_of_pillow_at_the_same_quality(name, quality):
-    """Half a level of 255 apart on average, and more than 8 levels in less than one of 200 values (a rounding that differs)."""
+    """Half a level of 255 apart on average, and more than 8 levels in less than one of 50 values (a rounding that differs)."""
     image = IMAGES[name]
     ours = (jpeg(as_batch(image) / 255, torch.tensor([float(quality)])) * 255).round()
     theirs = as_batch(by_pillow(image, quality))
     difference = (ours - theirs).abs()
-    assert difference.mean() < 0.5 and (difference > 8).float().mean() < 0.005
+    assert difference.mean() < 0.5 and (difference > 8).float().mean() < 0.02
     assert (theirs - as_batch(image).float()).abs().mean() > 2 * difference.mean() or quality > 90
 
 
