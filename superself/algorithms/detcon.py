@@ -124,9 +124,7 @@ class DetConSupervisor(JointEmbedding):
         self.num_samples, self.temperature, self.momentum = num_samples, temperature, momentum
         self.beta, self.tau_plus = beta, tau_plus
         self.given.predictor = predictor
-        self._segmented: tuple[Images, Segmenter] | None = (
-            None  # images that bring the segments along, and who made them
-        )
+        self._segmented: tuple[Images, Segmenter] | None = None  # images with segments, and what made those
         self._loader_segments = False  # whether the masks of batches are segments
 
     def _build(self) -> None:

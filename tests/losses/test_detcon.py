@@ -115,3 +115,10 @@ def test_wrong_shapes_and_numbers_are_refused():
         DetConLoss(tau_plus=1.0)
     with pytest.raises(ValueError, match="temperature"):
         DetConLoss(0)
+
+
+def test_the_sum_over_negatives_is_at_least_what_opposite_ones_give():
+    """Two images in opposite directions, t = 1: tau = 0.05 would leave 2 x 0.244, at least 2 / e are kept: ln(1 + 2 / e^2)."""
+    query = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1).expand(2, 2, 1, 1)
+    loss = DetConLoss(1.0, tau_plus=0.05)(query, torch.ones(2, 2, 1, dtype=torch.long))
+    assert loss.item() == pytest.approx(math.log(1 + 2 * math.exp(-2)), rel=1e-5)
