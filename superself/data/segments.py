@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from superself.basics.distributed import from_rank_0, rank, total, world_size
-from superself.basics.random import preserve_random_state
 from superself.data.batch import Batch, Item, stack_targets
 from superself.data.images import Images
 from superself.data.loader import BatchLoader
@@ -152,13 +151,12 @@ def _find(images: Images, segmenter: Segmenter, num_workers: int, bar: bool) -> 
 
     maps = torch.zeros(len(images), *images.shape[1:], dtype=torch.uint8)
     parts = torch.arange(len(images)).split(PART)[rank() :: world_size()]
-    with preserve_random_state():  # that a loader draws from
-        loader = BatchLoader(images, parts, num_workers, _MapsOnly(segmenter))
-        for places, batch in zip(
-            parts, tqdm(loader, "segments", leave=False, file=sys.stderr, disable=not bar), strict=True
-        ):
-            own = batch.index == places  # elsewhere another image stands in
-            maps[places[own]] = batch.images[own]
+    loader = BatchLoader(images, parts, num_workers, _MapsOnly(segmenter))
+    for places, batch in zip(
+        parts, tqdm(loader, "segments", leave=False, file=sys.stderr, disable=not bar), strict=True
+    ):
+        own = batch.index == places  # elsewhere another image stands in
+        maps[places[own]] = batch.images[own]
     return maps
 
 
