@@ -187,6 +187,15 @@ def test_zoom_equals_padding_and_cropping_by_the_same_numbers():
     assert (view[:, :, :, :8] == 0).all()
 
 
+def test_zoom_cuts_fractions_of_the_padded_image_from_both_sides():
+    """Pads of 8 pixels on the left and the top of 32, then 0.25 of the 40 = 10 cut from there: 2 pixels of the image are lost."""
+    numbers = torch.tensor([[1.0, 1, 0, 0, 1, 1, 0, 0]])
+    before = images(1)
+    view = RandomPadAndCrop(0.25).run(before.clone(), numbers)
+    expected = torch.nn.functional.interpolate(before[:, :, 2:, 2:], (32, 32), mode="bilinear")
+    assert (view - expected)[:, :, 2:-2, 2:-2].abs().max() < 1e-4
+
+
 def test_zoom_shows_borders_and_closer_views_and_leaves_others_alone():
     ones = torch.ones(300, 1, 32, 32)
     bright = RandomPadAndCrop(0.4)(ones, seeded()).mean((1, 2, 3))
