@@ -46,10 +46,10 @@ class JPEG(Transform):
 
     def transform(self, images: Tensor, numbers: Tensor) -> Tensor:
         low, high = self.quality
-        return jpeg(images, uniform_between(numbers[:, 0], low, high + 1).floor())
+        return compress(images, uniform_between(numbers[:, 0], low, high + 1).floor())
 
 
-def jpeg(images: Tensor, quality: Tensor) -> Tensor:
+def compress(images: Tensor, quality: Tensor) -> Tensor:
     """Images that were compressed with a quality each.
 
     Shape:

@@ -84,7 +84,7 @@ NAMES = [
 ]
 
 
-def patchwork(size: int | Sequence[int], **parameters: Any) -> Compose:
+def numbered_view(size: int | Sequence[int], **parameters: Any) -> Compose:
     """One view from a dictionary of patchwork: the steps that are given, in the order of ``STEPS``, and no others.
 
     Without parameters: ``DEFAULTS``, of which rot90 is left out for views that are not square. A step that is False, None or 0

@@ -37,7 +37,7 @@ from superself.augment.intensity import (
     RandomSolarize,
 )
 from superself.augment.masking import RandomBlocks
-from superself.augment.patchwork import is_dictionary_of_patchwork, patchwork
+from superself.augment.patchwork import is_dictionary_of_patchwork, numbered_view
 from superself.augment.transform import Compose, Lambda, MultiCrop, RandomChoice, Transform, Views
 from superself.basics.validate import require_callable
 
@@ -255,7 +255,7 @@ RECIPES: dict[str, Callable[..., Transform]] = {
     "swav": swav,
     "dino": dino,
     "exemplar": exemplar,
-    "patchwork": patchwork,
+    "patchwork": numbered_view,
     "crop-flip": crop_flip,
     "resized-crop-flip": resized_crop_flip,
     "plain": plain,
@@ -304,7 +304,7 @@ def _transform_of(augment: Any, size: Size, views: int | None) -> Transform:
     if isinstance(augment, (str, Mapping)):
         arguments = {"name": augment} if isinstance(augment, str) else dict(augment)
         if "name" not in arguments and is_dictionary_of_patchwork(arguments):
-            return patchwork(size, **arguments)
+            return numbered_view(size, **arguments)
         return _named(arguments.pop("name", None), size, arguments)
     if isinstance(augment, Transform):
         return augment
@@ -325,7 +325,7 @@ def _named(name: Any, size: Size, arguments: dict[str, Any]) -> Transform:
         raise ValueError(f"{problem}; {hint} {_names()}.")
     function = RECIPES[name]
     known = list(inspect.signature(function).parameters)[1:]
-    unknown = [key for key in arguments if key not in known] if function is not patchwork else []
+    unknown = [key for key in arguments if key not in known] if function is not numbered_view else []
     if unknown:
         raise ValueError(
             f"the recipe {name!r} has no argument {unknown[0]!r}; it takes {', '.join(known) or 'no arguments'}."

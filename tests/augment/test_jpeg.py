@@ -9,7 +9,7 @@ from PIL import Image
 from skimage import data
 
 from superself.augment import JPEG
-from superself.augment.jpeg import compressed, cosines, jpeg
+from superself.augment.jpeg import compress, compressed, cosines
 
 from tensors import seeded
 
@@ -37,7 +37,7 @@ IMAGES = {
 def test_images_are_those_of_pillow_at_the_same_quality(name, quality):
     """Half a level of 255 apart on average, and more than 8 levels in less than one of 50 values (a rounding that differs)."""
     image = IMAGES[name]
-    ours = (jpeg(as_batch(image) / 255, torch.tensor([float(quality)])) * 255).round()
+    ours = (compress(as_batch(image) / 255, torch.tensor([float(quality)])) * 255).round()
     theirs = as_batch(by_pillow(image, quality))
     difference = (ours - theirs).abs()
     assert difference.mean() < 0.5 and (difference > 8).float().mean() < 0.02
@@ -54,15 +54,15 @@ def test_waves_are_orthonormal_and_a_flat_block_is_one_number():
 def test_each_sample_has_its_own_quality_whatever_the_batch():
     images = as_batch(IMAGES["coffee"]).expand(4, -1, -1, -1) / 255
     quality = torch.tensor([5.0, 20.0, 50.0, 90.0])
-    together = jpeg(images, quality)
-    assert all(torch.equal(together[i : i + 1], jpeg(images[i : i + 1], quality[i : i + 1])) for i in range(4))
+    together = compress(images, quality)
+    assert all(torch.equal(together[i : i + 1], compress(images[i : i + 1], quality[i : i + 1])) for i in range(4))
     errors = (together - images).abs().mean((1, 2, 3))
     assert (errors.diff() < 0).all()
 
 
 def test_qualities_are_drawn_from_both_bounds_on(monkeypatch):
     drawn = []
-    monkeypatch.setattr("superself.augment.jpeg.jpeg", lambda images, quality: drawn.append(quality) or images)
+    monkeypatch.setattr("superself.augment.jpeg.compress", lambda images, quality: drawn.append(quality) or images)
     JPEG((3, 5))(torch.rand(300, 1, 8, 8), seeded())
     assert torch.cat(drawn).unique(return_counts=True)[1].tolist() == pytest.approx([100] * 3, abs=25)
     assert torch.cat(drawn).unique().tolist() == [3, 4, 5]

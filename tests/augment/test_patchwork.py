@@ -19,7 +19,7 @@ from superself.augment import (
     recipe,
     show_views,
 )
-from superself.augment.patchwork import DEFAULTS, STEPS, patchwork
+from superself.augment.patchwork import DEFAULTS, STEPS, numbered_view
 
 from tensors import seeded
 
@@ -83,7 +83,7 @@ def test_true_and_false_keep_their_meaning_and_the_name_gives_the_defaults():
     assert RandomPadAndCrop not in steps(recipe(True, 32, default="simclr"))
     assert len(recipe(False, 32).transforms) == 1
     by_name = recipe("patchwork", 32)
-    assert [type(s) for s in by_name.transforms] == [type(s) for s in patchwork(32, **DEFAULTS).transforms]
+    assert [type(s) for s in by_name.transforms] == [type(s) for s in numbered_view(32, **DEFAULTS).transforms]
     assert steps(by_name)[RandomPadAndCrop].scale == 0.2 and steps(by_name)[RandomErasing].p == 0.2
     assert len(recipe({"brightness_delta": 0.2}, 32, views=2)(images(), seeded())) == 2
 
