@@ -59,8 +59,9 @@ class Supervisor(Buildable):
         loss: replaces the algorithm's loss; called by its ``_forward``.
         collate_fn: joins a list of items (image, index, target, mask) into a batch; None stacks whole batches, which is
             faster.
-        augment: what makes the views: the name of a recipe, a dictionary with a name and its arguments, a transform or any
-            function of a batch; True for the algorithm's default, False or None for none.
+        augment: what makes the views: the name of a recipe, a dictionary with a name and its arguments, a dictionary of
+            patchwork's parameters ("patchwork" for its defaults), a transform or any function of a batch; True for the
+            algorithm's default, False or None for none.
         seed: seeds initial weights, order, views and dropout; None draws one from torch's random state.
         image_size: size that images are stored at, in pixels, one number or (height, width); None keeps their own.
         view_size: size of the views cut from them, for example 224 out of image_size=320; None takes the stored size.

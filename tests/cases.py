@@ -107,6 +107,10 @@ CASES = [
     Case(superself.DeepClusterV2Supervisor, {"clusters": 4}, lr=1e-3),
     Case(superself.DenoiseNetSupervisor),
     Case(
+        superself.DetConSupervisor,
+        {"num_samples": 4, "scale": 60.0, "momentum": 0.996, "projector": {"hidden": 32}, "predictor": {"hidden": 32}},
+    ),
+    Case(
         superself.DINOSupervisor,
         {
             "momentum": 0.9,

@@ -14,6 +14,7 @@ from superself.algorithms.cpc import ContrastivePredictiveCodingSupervisor
 from superself.algorithms.deep_cluster import DeepClusterSupervisor
 from superself.algorithms.deep_cluster_v2 import DeepClusterV2Supervisor
 from superself.algorithms.denoising_autoencoder import DenoiseNetSupervisor
+from superself.algorithms.detcon import DetConSupervisor
 from superself.algorithms.dino import DINOSupervisor
 from superself.algorithms.exemplarnet import ExemplarNetSupervisor
 from superself.algorithms.iic import IICSupervisor

@@ -7,7 +7,7 @@ from superself.augment.collate import (
     SimCLRCollateFunction,
 )
 from superself.augment.colour import ColorJitter, RandomGrayscale, RGBToLab
-from superself.augment.filters import GaussianBlur, RandomAdjustSharpness, Sobel
+from superself.augment.filters import GaussianBlur, RandomAdjustSharpness, RandomSobel, Sobel
 from superself.augment.geometry import (
     CenterCrop,
     ElasticTransform,
@@ -28,8 +28,10 @@ from superself.augment.intensity import (
     RandomPosterize,
     RandomSolarize,
 )
+from superself.augment.jpeg import JPEG
 from superself.augment.masking import PixelMask, RandomBlocks, RandomErasing
 from superself.augment.noise import GaussianNoise
+from superself.augment.patchwork import RandomChannelMean, RandomPadAndCrop
 from superself.augment.per_image import PerImage
 from superself.augment.recipes import RECIPES, recipe
 from superself.augment.show import show_views
@@ -46,6 +48,7 @@ from superself.augment.transform import (
 )
 
 __all__ = [
+    "JPEG",
     "RECIPES",
     "BaseCollateFunction",
     "CenterCrop",
@@ -70,6 +73,7 @@ __all__ = [
     "RandomApply",
     "RandomAutocontrast",
     "RandomBlocks",
+    "RandomChannelMean",
     "RandomChoice",
     "RandomCrop",
     "RandomEqualize",
@@ -77,9 +81,11 @@ __all__ = [
     "RandomGrayscale",
     "RandomHorizontalFlip",
     "RandomInvert",
+    "RandomPadAndCrop",
     "RandomPosterize",
     "RandomResizedCrop",
     "RandomRotation90",
+    "RandomSobel",
     "RandomSolarize",
     "RandomVerticalFlip",
     "RandomZoom",

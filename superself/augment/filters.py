@@ -74,6 +74,21 @@ class Sobel(Transform):
         return sobel_derivatives(greyscale(images))
 
 
+class RandomSobel(Transform):
+    """The mean of the Sobel derivatives along x and y, stretched to [0, 1], in all channels; with probability ``p``.
+
+    Derivatives are those of the mean of the channels. An image without edges becomes 0.
+    """
+
+    def __init__(self, p: float = 0.1) -> None:
+        super().__init__(0, p)
+
+    def transform(self, images: Tensor, numbers: Tensor) -> Tensor:
+        edges = sobel_derivatives(images.mean(1, keepdim=True)).mean(1, keepdim=True)
+        low, high = edges.amin((2, 3), keepdim=True), edges.amax((2, 3), keepdim=True)
+        return ((edges - low) / (high - low + 1e-7)).expand_as(images).contiguous()
+
+
 def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
     """Images mixed with a blurred copy: 0 gives the blurred image, 1 the original, 2 is sharper; border pixels are kept.
 

@@ -153,16 +153,17 @@ class RandomVerticalFlip(RandomHorizontalFlip):
 
 
 class RandomRotation90(GeometricTransform):
-    """One of the four rotations by multiples of 90 degrees, all equally likely; for square images."""
+    """One of the four rotations by multiples of 90 degrees, all equally likely, with probability ``p``; for square images."""
 
-    def __init__(self) -> None:
-        super().__init__(1)
+    def __init__(self, p: float = 1.0) -> None:
+        super().__init__(1, p)
 
     def warp(self, warp: Warp, numbers: Tensor) -> Warp:
         h, w = warp.size
         if h != w:
             raise ValueError(f"rotations by 90 degrees need square images, got {h} x {w}; crop them to a square first.")
-        turns = (4 * numbers[:, 0]).floor()
+        chosen, numbers = self.selected(numbers)
+        turns = torch.where(chosen, (4 * numbers[:, 0]).floor(), 0.0)
         cos, sin = (turns == 0).float() - (turns == 2).float(), (turns == 1).float() - (turns == 3).float()
         linear = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
         return warp.then(around_centre(warp.size, linear))

@@ -37,6 +37,7 @@ from superself.augment.intensity import (
     RandomSolarize,
 )
 from superself.augment.masking import RandomBlocks
+from superself.augment.patchwork import is_dictionary_of_patchwork, numbered_view
 from superself.augment.transform import Compose, Lambda, MultiCrop, RandomChoice, Transform, Views
 from superself.basics.validate import require_callable
 
@@ -268,6 +269,7 @@ RECIPES: dict[str, Callable[..., Transform]] = {
     "dino": dino,
     "exemplar": exemplar,
     "iic": iic,
+    "patchwork": numbered_view,
     "crop-flip": crop_flip,
     "resized-crop-flip": resized_crop_flip,
     "plain": plain,
@@ -284,8 +286,9 @@ def recipe(
     """The transform that ``augment`` stands for.
 
     Args:
-        augment: the name of a recipe; a dictionary {"name": ..., **arguments of the recipe}; a transform; any function of a
-            batch of float images; True for the default; False or None for no augmentation ("plain").
+        augment: the name of a recipe; a dictionary {"name": ..., **arguments of the recipe}, or without a name, parameters of
+            the recipe "patchwork"; a transform; any function of a batch of float images; True for the default; False or None
+            for no augmentation ("plain").
         size: of the views, which may be smaller than the stored images; for recipes only.
         views: how many views of each image; None leaves it to the recipe.
         normalize: (mean, std), one value per channel: added as the last step of every view.
@@ -314,6 +317,8 @@ def _transform_of(augment: Any, size: Size, views: int | None) -> Transform:
         return plain(size)
     if isinstance(augment, (str, Mapping)):
         arguments = {"name": augment} if isinstance(augment, str) else dict(augment)
+        if "name" not in arguments and is_dictionary_of_patchwork(arguments):
+            return numbered_view(size, **arguments)
         return _named(arguments.pop("name", None), size, arguments)
     if isinstance(augment, Transform):
         return augment
@@ -334,7 +339,7 @@ def _named(name: Any, size: Size, arguments: dict[str, Any]) -> Transform:
         raise ValueError(f"{problem}; {hint} {_names()}.")
     function = RECIPES[name]
     known = list(inspect.signature(function).parameters)[1:]
-    unknown = [key for key in arguments if key not in known]
+    unknown = [key for key in arguments if key not in known] if function is not numbered_view else []
     if unknown:
         raise ValueError(
             f"the recipe {name!r} has no argument {unknown[0]!r}; it takes {', '.join(known) or 'no arguments'}."

@@ -9,6 +9,7 @@ from superself.data.photographs import photos
 from superself.data.preprocessing import Preprocessing
 from superself.data.reading import Reading, to_float
 from superself.data.sampler import EpochSampler, SequentialBatches
+from superself.data.segments import Segmenter, segment_data_set
 
 __all__ = [
     "Batch",
@@ -19,10 +20,12 @@ __all__ = [
     "Item",
     "Preprocessing",
     "Reading",
+    "Segmenter",
     "SequentialBatches",
     "cifar10",
     "open_images",
     "photos",
+    "segment_data_set",
     "stl10",
     "to_float",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import math
@@ -234,6 +235,12 @@ class Images(Dataset):
         self._masks = _stack_or_list([found[place].mask for place in delivered])
         self._data = data
         return self
+
+    def with_masks(self, masks: Tensor) -> Images:
+        """The same images, which must be in memory, delivered with these masks (N, H, W) in place of their own."""
+        images = copy.copy(self)
+        images._masks = masks
+        return images
 
     def _replace_broken(self, broken: dict[int, str]) -> None:
         """Reports the broken images of those in memory, and delivers the next good one for each."""

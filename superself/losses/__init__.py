@@ -4,6 +4,7 @@ from superself.losses.barlow_twins import BarlowTwins
 from superself.losses.co2 import CO2
 from superself.losses.cosine import NegativeCosine, SymmetricNegativeCosine
 from superself.losses.dcl import DCL, DCLW
+from superself.losses.detcon import DetConLoss
 from superself.losses.dino import DINOLoss
 from superself.losses.hcl import HCL
 from superself.losses.hypersphere import Hypersphere, alignment, uniformity
@@ -23,6 +24,7 @@ __all__ = [
     "DCL",
     "DCLW",
     "DINOLoss",
+    "DetConLoss",
     "HCL",
     "Hypersphere",
     "IICLoss",

@@ -33,6 +33,7 @@ from superself.networks.norms import (
 from superself.networks.pretrained import LoadedWeights, load_weights
 from superself.networks.prototypes import Prototypes
 from superself.networks.resnets import ResNet
+from superself.networks.segments import SegmentNet, pool_segments, segment_areas
 
 __all__ = [
     "MLP",
@@ -54,6 +55,7 @@ __all__ = [
     "PerHalf",
     "Prototypes",
     "ResNet",
+    "SegmentNet",
     "StandardizedConv2d",
     "StandardizedLinear",
     "Upsampling",
@@ -70,8 +72,10 @@ __all__ = [
     "map_shape",
     "patch_projection",
     "pool_features",
+    "pool_segments",
     "pooled_features",
     "replicated",
+    "segment_areas",
     "tile_width",
     "use_layer_norm",
     "without_normalization",

@@ -40,9 +40,9 @@ class CombinedNet(nn.Module):
         self.predictor = predictor if reference is None else predictor.to(reference.device)
         self.to(memory_format=torch.channels_last)  # faster convolutions, same values
 
-    def __call__(self, images: Tensor) -> Any:
+    def __call__(self, *inputs: Tensor) -> Any:
         """``forward``, on all devices of ``replicated``."""
-        return apply_on_replicas(self, "__call__", images) if self.replica_devices else super().__call__(images)
+        return apply_on_replicas(self, "__call__", *inputs) if self.replica_devices else super().__call__(*inputs)
 
     def features(self, images: Tensor) -> Tensor:
         """The features (B, D) of images (B, C, H, W)."""

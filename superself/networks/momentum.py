@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,9 @@ class MomentumEncoder(nn.Module):
         self.average = copy.deepcopy(online).requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Any:
         """The output of the averaged network, without a gradient."""
-        return self.average(images)
+        return self.average(*inputs)
 
     @torch.no_grad()
     def update(self, online: nn.Module, momentum: float) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import gather, parallel_apply, replicate, scatter
 
 
-def apply_on_replicas(network: nn.Module, method: str, images: Tensor) -> Any:
-    """What ``network.method(images)`` returns, computed on all of ``network.replica_devices`` at once.
+def apply_on_replicas(network: nn.Module, method: str, *inputs: Tensor) -> Any:
+    """What ``network.method(*inputs)`` returns, computed on all of ``network.replica_devices`` at once.
 
     Gradients arrive at the parameters of ``network``. Of what a forward pass changes, such as the statistics of batch norm,
     that of the first part of the batch is kept.
@@ -22,12 +22,12 @@ def apply_on_replicas(network: nn.Module, method: str, images: Tensor) -> Any:
     Args:
         network: on the first device; has the attribute ``replica_devices``.
         method: its name, which is called with a part of the batch.
-        images: (B, ...) on the first device.
+        *inputs: each (B, ...) on the first device.
     """
-    parts = scatter(images, network.replica_devices)
+    parts = scatter(inputs, network.replica_devices)  # a tuple for each device
     devices = network.replica_devices[: len(parts)]
     replicas = replicate(network, devices, not torch.is_grad_enabled())
-    precision = _current_autocast(images.device.type)  # threads start without it
+    precision = _current_autocast(inputs[0].device.type)  # threads start without it
     for replica in replicas:
         replica.replica_devices = ()  # each computes its own part
     calls = [_Call(replica, method, precision) for replica in replicas]
@@ -40,9 +40,9 @@ class _Call:
     def __init__(self, replica: nn.Module, method: str, precision: dict[str, Any]) -> None:
         self.function, self.precision = getattr(replica, method), precision
 
-    def __call__(self, images: Tensor) -> Any:
+    def __call__(self, *inputs: Tensor) -> Any:
         with torch.autocast(**self.precision):
-            return self.function(images)
+            return self.function(*inputs)
 
 
 def _current_autocast(kind: str) -> dict[str, Any]:

@@ -23,6 +23,10 @@ def _copies(tensors, devices, detach=False):
     return [[t.clone() for t in tensors] for device in devices]
 
 
+def _scatter(inputs, devices):
+    return list(zip(*(whole.chunk(len(devices)) for whole in inputs), strict=True))
+
+
 def _gather(outputs, device):
     if isinstance(outputs[0], tuple):
         return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
@@ -35,18 +39,18 @@ def two_devices(monkeypatch):
     sizes = []
 
     def apply(calls, parts, devices):
-        sizes.append([len(part) for part in parts])
+        sizes.append([len(part[0]) for part in parts])
         enabled = torch.is_grad_enabled()
 
         def work(call, part):  # a new thread starts with gradients and without autocast, as in torch's function
             with torch.set_grad_enabled(enabled):
-                return call(part)
+                return call(*part)
 
         with ThreadPoolExecutor(len(parts)) as pool:
             return list(pool.map(work, calls, parts))
 
     monkeypatch.setitem(replicas.replicate.__globals__, "_broadcast_coalesced_reshape", _copies)
-    monkeypatch.setattr(replicas, "scatter", lambda images, devices: images.chunk(len(devices)))
+    monkeypatch.setattr(replicas, "scatter", _scatter)
     monkeypatch.setattr(replicas, "parallel_apply", apply)
     monkeypatch.setattr(replicas, "gather", _gather)
     return sizes

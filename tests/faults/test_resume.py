@@ -218,6 +218,8 @@ OTHER_VALUES = {
     "vic_weights": (1.0, 2.0, 3.0),
     "w_size": 3,
     "weight": 0.2,
+    "segments": "grid",
+    "min_size": 5,
 }
 OTHER_OBJECTIVES = {"SiameseSupervisor": "bce", "SimCLRSupervisor": "dcl"}
 NOT_ALONE = {"SiameseSupervisor-stop_gradient", "SiameseSupervisor-normalize_embeddings"}  # contradict the row's others
