@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss, normalize, relu
+from torch.nn.functional import normalize
 
 from superself.basics.distributed import gather, rank
 from superself.basics.validate import (
@@ -22,7 +22,7 @@ from superself.basics.validate import (
 )
 from superself.data import Batch
 from superself.joint_embedding import Head, JointEmbedding, SplitBatchNorm
-from superself.losses import PairLoss
+from superself.losses import PairLoss, VICReg
 from superself.networks import FeatureQueue, MomentumEncoder
 from superself.networks.heads import check_head
 from superself.training import Schedule
@@ -180,8 +180,8 @@ class SiameseSupervisor(SplitBatchNorm, JointEmbedding):
         """The objective of queries (B, E) and keys (B, E); ``embedding`` (B, E) is the query before the predictor."""
         candidates = self._candidates(key, index) if self.negatives else ()
         self._note_similarities(query, embedding, key, *candidates)
-        if isinstance(self.loss, VarianceInvarianceCovariance):
-            for name, term in self.loss.terms(query, key).items():
+        if isinstance(self.loss, VICReg):
+            for name, term in zip(("invariance", "variance", "covariance"), self.loss.terms(query, key), strict=True):
                 self.note(name, term.detach())
         return self.loss(query, key, *candidates)
 
@@ -231,7 +231,8 @@ class SiameseSupervisor(SplitBatchNorm, JointEmbedding):
 
     def _default_loss(self) -> nn.Module:
         if self.objective == "vic":
-            return VarianceInvarianceCovariance(self.vic_weights)
+            invariance, variance, covariance = self.vic_weights
+            return VICReg(invariance, 2 * variance, covariance)  # ours takes the mean of both views' variance terms
         return PairLoss(self.objective, self.temperature, self.alpha, self.normalize_embeddings)
 
     def _make_predictor(self, width: int) -> nn.Module:
@@ -317,45 +318,3 @@ class SiameseSupervisor(SplitBatchNorm, JointEmbedding):
                 "symmetric=True computes the same loss twice where both views go through the same networks, with a gradient and "
                 "without negatives; leave it out, or pass a momentum or stop_gradient=True."
             )
-
-
-class VarianceInvarianceCovariance(nn.Module):
-    """VICReg's loss: embeddings of two views agree, their values vary by at least 1, and are not correlated.
-
-    L = a mse(z, z') + b (v(z) + v(z')) + c (c(z) + c(z')), over the batch of all processes, in float32: v is the mean over the D
-    values of max(0, 1 - sqrt(variance + eps)), c the sum of the squared covariances of two values, divided by D.
-
-    Source: Bardes et al., VICReg, arXiv:2105.04906.
-    Deviations: none; the authors' code halves v(z) + v(z').
-    Shape:
-        (B, D), (B, D) -> scalar ().
-    """
-
-    def __init__(self, weights: Sequence[float] = (25.0, 25.0, 1.0), eps: float = 1e-4) -> None:
-        super().__init__()
-        self.weights, self.eps = tuple(weights), eps
-
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """The loss of a batch."""
-        return sum(self.terms(first, second).values())
-
-    def terms(self, first: Tensor, second: Tensor) -> dict[str, Tensor]:
-        """The three weighted terms by name, each ()."""
-        if first.shape != second.shape:
-            raise ValueError(
-                f"the embeddings have shapes {tuple(first.shape)} and {tuple(second.shape)}; give both heads the same output "
-                "width."
-            )
-        with torch.autocast(first.device.type, enabled=False):
-            pair = gather(first.float()), gather(second.float())  # each (B, D)
-            terms = mse_loss(*pair), sum(map(self._variance, pair)), sum(map(self._covariance, pair))
-            names = "invariance", "variance", "covariance"
-            return {name: weight * term for name, weight, term in zip(names, self.weights, terms, strict=True)}
-
-    def _variance(self, z: Tensor) -> Tensor:
-        return relu(1 - (z.var(0) + self.eps).sqrt()).mean() if len(z) > 1 else z.new_zeros(())
-
-    def _covariance(self, z: Tensor) -> Tensor:
-        centred = z - z.mean(0)
-        covariance = centred.T @ centred / max(1, len(z) - 1)  # (D, D)
-        return (covariance.square().sum() - covariance.diagonal().square().sum()) / z.shape[1]

@@ -149,10 +149,12 @@ def test_vicreg_from_parts_equals_a_slow_loop():
 def test_the_terms_of_vicreg_worked_by_hand():
     """z = (0, 0), (2, 2) and z' = (0, 0), (0, 2): variances 2, 2 and 0, 2; covariances 2 and 0."""
     supervisor = siamese(**VIC, vic_weights=(1, 10, 100))
-    terms = supervisor.loss.terms(torch.tensor([[0.0, 0], [2, 2]]), torch.tensor([[0.0, 0], [0, 2]]))
-    assert terms["invariance"].item() == pytest.approx(1)  # 4 / 4
-    assert terms["variance"].item() == pytest.approx(10 * 0.99 / 2)  # 1 - sqrt(0.0001) for one value of four
-    assert terms["covariance"].item() == pytest.approx(100 * (4 + 4) / 2)
+    invariance, variance, covariance = supervisor.loss.terms(
+        torch.tensor([[0.0, 0], [2, 2]]), torch.tensor([[0.0, 0], [0, 2]])
+    )
+    assert invariance.item() == pytest.approx(1)  # 4 / 4
+    assert variance.item() == pytest.approx(10 * 0.99 / 2)  # 1 - sqrt(0.0001) for one value of four
+    assert covariance.item() == pytest.approx(100 * (4 + 4) / 2)
 
 
 def test_presets_make_the_networks_and_views_of_that_system():
