@@ -38,7 +38,7 @@ VARIANTS = {
     "ContrastiveMultiviewCoding": [{"contrast": "batch"}, {"negatives": 5}],
     "DINO": [{"use_bn": True}],
     "DenoiseNet": [{"corrupted_only": True}, {"noise": "gaussian"}],
-    "DetCon": [{"momentum": None}, {"segments": "grid", "beta": 0.5, "tau_plus": 0.05}],
+    "DetCon": [{"momentum": None, "predictor": None}, {"segments": "grid", "beta": 0.5, "tau_plus": 0.05}],
     "ExemplarNet": [{"n_classes": 9}],
     "IIC": [{"over_clusters": None}, {"lamb": 1.5}],
     "InstanceDiscrimination": [{"negatives": 5}, {"proximal": 1.0}],

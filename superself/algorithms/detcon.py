@@ -16,8 +16,9 @@ from superself.basics.distributed import mean
 from superself.basics.pictures import write_pictures
 from superself.basics.random import preserve_random_state
 from superself.basics.validate import require_choice, require_count, require_fraction, require_positive
-from superself.data import Batch, Images, Segmenter, open_images, segment_data_set, to_float
+from superself.data import Batch, Images, Segmenter, segment_data_set, to_float
 from superself.data.sources import evenly_spaced
+from superself.evaluation.extraction import open_at_size
 from superself.joint_embedding import Head, JointEmbedding
 from superself.losses import DetConLoss
 from superself.networks import (
@@ -267,7 +268,7 @@ class DetConSupervisor(JointEmbedding):
 
     def _sample(self, dataset: Any, count: int) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
         """Up to ``count`` images, their segments, and both of their views with theirs; the same ones at every call."""
-        images = self.images if dataset is None else open_images(dataset, image_size=self.images.shape[1:])
+        images = self.images if dataset is None else open_at_size(dataset, self.images.shape[1:], self.images.reading)
         with preserve_random_state(0, self.generator):
             data = images.batch(evenly_spaced(count, len(images))).to(self.device)
             maps = self._segment_maps(data)

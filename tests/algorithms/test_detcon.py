@@ -308,6 +308,11 @@ def test_show_inputs_draws_views_with_masks_and_reports_on_segments(tmp_path, ca
     assert still["lost_a_segment"] == still["lost_all_segments"] == still["drew_a_segment_twice"] == 0
 
 
+def test_show_inputs_takes_a_data_set_that_is_open(tmp_path):
+    supervisor = detcon()
+    assert supervisor.show_inputs(tmp_path / "a.png", open_images(quarters()[:4]), count=2).exists()
+
+
 def test_show_inputs_takes_other_images_with_their_masks(tmp_path):
     masks = QUARTERS.expand(8, -1, -1)
     supervisor = detcon(Masked(quarters(), masks), segments="dataset")

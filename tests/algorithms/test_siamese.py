@@ -369,7 +369,7 @@ def test_a_predictor_of_another_width_is_refused_with_both_shapes():
     with pytest.raises(ValueError, match=r"query \(16, 64\) and key \(16, 128\) differ in shape"):
         siamese(predictor={"out_features": 64})._forward(batch())
     wrong = siamese(**VIC | {"momentum": 0.9}, predictor={"out_features": 64})
-    with pytest.raises(ValueError, match=r"the embeddings have shapes \(16, 64\) and \(16, 128\)"):
+    with pytest.raises(ValueError, match=r"have shapes \(16, 64\) and \(16, 128\)"):
         wrong._forward(batch())
 
 
