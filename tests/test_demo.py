@@ -23,7 +23,7 @@ def run(*arguments):
 
 @pytest.mark.slow
 def test_every_algorithm_runs_for_a_few_steps_and_is_measured():
-    done = run("all", "--quick", "--backbone", "squeezenet1_1")
+    done = run("all", "--quick", "--backbone", "resnet9:width=0.25")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("random initialised") == len(list_algorithms())
     for name in list_algorithms():
@@ -35,7 +35,7 @@ def test_a_folder_without_labels_is_trained_on_and_shown():
     Path("mine").mkdir()
     for i, image in enumerate(tiny_images(40, size=(20, 24))):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(f"mine/{i}.png")
-    done = run("rotatenet", "--data", "mine", "--size", "16", "--epochs", "1", "--backbone", "squeezenet1_1")
+    done = run("rotatenet", "--data", "mine", "--size", "16", "--epochs", "1", "--backbone", "resnet9:width=0.25")
     assert done.returncode == 0, done.stderr
     assert "nothing to measure" in done.stdout and Path("store/rotatenet.png").exists()
 
