@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from superself.algorithms import ALGORITHMS, create
+from superself.algorithms import create
 from superself.basics.random import preserve_random_state
 from superself.basics.validate import require_bool, require_count, require_positive
 from superself.data import Images, ImageSpec, open_images
@@ -63,8 +63,8 @@ class Facts:
 
     @property
     def batch_size(self) -> int:
-        """A power of two up to 64, the size that was measured here, and at most a quarter of the images."""
-        return min(64, 2 ** int(math.log2(max(4, self.count // 4))))
+        """A power of two up to 64, the size that was measured here, and at most half of the images."""
+        return min(64, 2 ** int(math.log2(max(4, self.count // 2))))
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,11 @@ class Suggestion:
 
     @property
     def lines(self) -> str:
-        """The two lines to copy; they need ``from superself import create``."""
+        """The lines to copy."""
         made = "".join(f", {name}={_written(name, value)}" for name, value in self.arguments.items())
         run = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
-        return f"supervisor = create({self.method!r}, {self.dataset}{made})\nsupervisor.supervise({run})"
+        lines = f"supervisor = create({self.method!r}, {self.dataset}{made})\nsupervisor.supervise({run})"
+        return f"from superself import create\n\n{lines}"
 
     def create(self, dataset: Any, **arguments: Any) -> Supervisor:
         """A supervisor for the data set; ``arguments`` take precedence over the suggested ones."""
@@ -229,7 +230,6 @@ def choose(facts: Facts, count: int, steps: int, is_module: bool = False) -> lis
         kinds = [kinds[1], kinds[2], kinds[0]]
     elif facts.count <= FEW:
         kinds = [kinds[2], kinds[0], kinds[1]]
-    kinds = [[choice for choice in kind if choice[0] in ALGORITHMS] for kind in kinds]
     ranked = [kind[rank] for rank in range(max(map(len, kinds))) for kind in kinds if rank < len(kind)]
     return ranked[:count]
 
@@ -242,22 +242,26 @@ def _with_negatives(facts: Facts, steps: int) -> list[Choice]:
     size = min(4096, 2 ** int(math.log2(facts.count)) // 2)
     queue = {"queue_size": size, **({"momentum": 0.99} if steps < LONG else {})}
     simclr = ("simclr", _views(facts), "contrasts two views of an image with the rest of the batch")
-    moco = ("moco", {**queue, **_views(facts)}, "contrasts two views of an image with a queue, so small batches do")
+    moco = (
+        "moco",
+        {**queue, **_views(facts)},
+        "contrasts two views of an image with a queue, so small batches are enough",
+    )
     return [moco, simclr] if facts.batch_size < 64 else [simclr, moco]
 
 
 def _without_negatives(facts: Facts, steps: int) -> list[Choice]:
     slow = {"momentum": 0.99} if steps < LONG else {}
-    why = "other images are no negatives, so images that look alike do no harm"
+    why = "uses no negatives, so near-duplicates are harmless"
     byol = ("byol", {**slow, **_views(facts)}, f"predicts one view from another; {why}")
     others = [
         (name, _views(facts), f"decorrelates the values of embeddings; {why}") for name in ("vicreg", "barlow_twins")
     ]
-    return [*others, byol] if facts.batch_size < 32 else [byol, *others]  # BYOL tends to collapse in small batches
+    return [byol, *others] if facts.batch_size >= 32 else []  # they need statistics of larger batches
 
 
 def _pretext_tasks(facts: Facts, is_module: bool) -> list[Choice]:
-    known = [("exemplarnet", {}, "learns to tell few images apart under strong distortions, each being a class")]
+    known = [("exemplarnet", {}, "treats each image as a class and recognises it under strong distortions")]
     upright = [("rotatenet", {}, "needs images with an up and a down, and learns in short runs")]
     colours = [("cmc", {"contrast": "batch"}, "relates lightness and colour; colours are not changed")]
     holes = [("context_encoder", {}, "fills in a hole from what is around it; works for grey images")]

@@ -377,13 +377,18 @@ class Supervisor(Buildable):
     def _facts(self) -> dict[str, Any]:
         """What NAME.yaml and the first lines say about the run."""
         chance = self.run.chance_loss  # measured once
+        meaning = (
+            self.loss_meaning
+            if self.uses_its_own_loss
+            else f"custom, {getattr(self.loss, '__name__', type(self.loss).__name__)}"
+        )
         return {
             "algorithm": type(self).__name__,
             "arguments": declared(self),
             "seed": self.seed,
             "data": self.images.describe(),
             "backbone": f"{describe(self.exported_backbone)}; on {self.device} in {self.run.precision}",
-            "loss": self.loss_meaning + ("" if chance is None else f"; chance level: {chance:.3f}"),
+            "loss": meaning + ("" if chance is None else f"; chance level: {chance:.3f}"),
             "device": str(self.device),
         }
 

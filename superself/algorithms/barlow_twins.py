@@ -71,7 +71,7 @@ class BarlowTwinsSupervisor(JointEmbedding):
 
     def _forward(self, data: Batch) -> Tensor:
         first, second = (self.model(view) for view in self.views(data))  # each (B, E)
-        if not self.uses_its_own_loss:
+        if not isinstance(self.loss, BarlowTwins):
             return self.loss(first, second)
         invariance, redundancy = self.loss.terms(first, second)  # Algorithm 1
         self.note("invariance", invariance)

@@ -42,7 +42,7 @@ class DeepClusterSupervisor(JointEmbedding):
     Args:
         dataset: see Supervisor, also for the options that are not listed here.
         augment: makes one view; see Supervisor.
-        clusters: K; None: one for 128 images, but 100, or one for 10 images, if that is more.
+        clusters: K; None for one per 128 images; small data sets get one per 10 images, up to 100.
         mult: epochs from one clustering to the next; more for small data sets.
         pca_dim: principal components that are kept, at most, and one for 10 images.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
@@ -91,7 +91,7 @@ class DeepClusterSupervisor(JointEmbedding):
 
     def _build(self) -> None:
         super()._build()  # self.model = backbone and head up to its last linear layer
-        self.cluster_count = count_clusters(self.clusters, len(self.images))
+        self.cluster_count = choose_clusters(self.clusters, len(self.images))
         self.classifier = nn.Linear(self.embedding_width, self.cluster_count)
         any_clusters = torch.arange(max(1, len(self.images))) % self.cluster_count
         self.register_buffer("assignments", any_clusters)  # (N,) of each image; no meaning before the first clustering
@@ -150,7 +150,7 @@ class DeepClusterSupervisor(JointEmbedding):
         return None if self.cluster_count is None else math.log(self.cluster_count)
 
 
-def count_clusters(clusters: int | None, images: int) -> int:
+def choose_clusters(clusters: int | None, images: int) -> int:
     """How many clusters to look for; by default one for 128 images, as the paper has on ImageNet, and more for small data sets.
 
     Raises:

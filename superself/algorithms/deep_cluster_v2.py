@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from superself.algorithms.deep_cluster import count_clusters, note_clustering
+from superself.algorithms.deep_cluster import choose_clusters, note_clustering
 from superself.augment import Views, recipe
 from superself.basics.clustering import kmeans
 from superself.basics.distributed import from_rank_0
@@ -43,8 +43,8 @@ class DeepClusterV2Supervisor(JointEmbedding):
     Args:
         dataset: see Supervisor, also for the options that are not listed here.
         augment: makes two or more views; "swav" makes two large and six small ones. See Supervisor.
-        clusters: K of every clustering, 3000 in the paper; None: one for 128 images, but 100, or one for 10 images, if that is
-            more.
+        clusters: K of every clustering, 3000 in the paper; None for one per 128 images; small data sets get one per 10
+            images, up to 100.
         clusterings: of different initialisation, each with its own prototypes; they take turns with the memories.
         temperature: t, divides similarities.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
@@ -95,7 +95,7 @@ class DeepClusterV2Supervisor(JointEmbedding):
     def _build(self) -> None:
         super()._build()  # self.model
         count = max(1, len(self.images))
-        self.cluster_count = count_clusters(self.clusters, len(self.images))
+        self.cluster_count = choose_clusters(self.clusters, len(self.images))
         self.memories = nn.ModuleList(
             MemoryBank(count, self.embedding_width, momentum=0.0) for _ in range(FOR_CLUSTERS)
         )

@@ -120,7 +120,7 @@ class DetConSupervisor(JointEmbedding):
         DetConLoss(temperature, beta, tau_plus)  # raises for wrong values
         check_head("predictor", predictor)
         if momentum is None and predictor is not None:
-            raise ValueError("a predictor is of DetCon-B, which has a target network; pass momentum=0.996 too.")
+            raise ValueError("only DetCon-B, with a target network, has a predictor; pass momentum=0.996 too.")
         self.segments, self.scale, self.min_size, self.grid = segments, scale, min_size, grid
         self.num_samples, self.temperature, self.momentum = num_samples, temperature, momentum
         self.beta, self.tau_plus = beta, tau_plus

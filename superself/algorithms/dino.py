@@ -118,7 +118,7 @@ class DINOSupervisor(MultiCropEmbedding):
         teacher = self.teacher_last_layer(self.teacher(torch.cat(large))).chunk(len(large))  # g
         temperature = self.scheduled(self.teacher_temperature)
         loss = self.loss(student, teacher, temperature)
-        if self.uses_its_own_loss:
+        if isinstance(self.loss, DINOLoss):
             targets = torch.cat(self.loss.targets(teacher, temperature))
             entropy = torch.special.entr(targets).sum(1).mean()
             self.note("teacher_entropy", entropy)

@@ -144,6 +144,8 @@ class SiameseSupervisor(SplitBatchNorm, JointEmbedding):
         self.vic_weights = vic_weights
         self._check_values()
         self._check_combination()
+        if "queue" not in self.negatives:
+            self.likely_causes = self.likely_causes[:2]  # the last one is about the queue
 
     def _build(self) -> None:
         super()._build()  # self.model = backbone and projector; self.predictor

@@ -65,10 +65,7 @@ class SimCLRSupervisor(JointEmbedding):
     projector_defaults = {"out_features": 128, "layers": 2, "norm": "batch", "last_norm": "batch"}
     family = "contrastive"
     compares_images = True
-    loss_meaning = (
-        "cross-entropy of finding the other view of the same image; 0 is perfect, but DCL, without the positive in its sum, "
-        "goes below 0"
-    )
+    loss_meaning = "cross-entropy of finding the other view of the same image; 0 is perfect"
     likely_causes = (
         "the learning rate is too high for this optimizer (try a tenth of it)",
         "the temperature is too low for such small batches (try 0.5)",
@@ -107,14 +104,17 @@ class SimCLRSupervisor(JointEmbedding):
         require_count("memory_bank_size", memory_bank_size, "is the number of rows of the memory bank", minimum=0)
         self.temperature, self.objective, self.memory_bank_size = temperature, objective, memory_bank_size
         self.sigma, self.beta, self.tau_plus = sigma, beta, tau_plus
+        if objective in ("dcl", "dclw"):
+            self.loss_meaning = (
+                "similarity of negatives minus that of the two views; lower is better, and it goes below 0"
+            )
 
     def _build(self) -> None:
         super()._build()  # self.model = backbone f and projector g
         size = self.memory_bank_size
         self.queue = FeatureQueue(size, self.embedding_width) if size else None
-        self.compares_images = (
-            not size or self.objective == "dclw"
-        )  # whose weights depend on all positives of the batch
+        # The weights of "dclw" depend on all positives of the batch.
+        self.compares_images = not size or self.objective == "dclw"
 
     def _forward(self, data: Batch) -> Tensor:
         views = torch.cat(self.views(data))  # (2B, C, h, w)

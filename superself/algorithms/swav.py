@@ -33,8 +33,8 @@ class SwAVSupervisor(MultiCropEmbedding):
     embeddings, are made by Sinkhorn-Knopp so that all prototypes are used equally. Chance level: ln K.
 
     Source: Caron et al., SwAV, arXiv:2006.09882, and the authors' code.
-    Deviations: the gradient passes through the normalisation of the prototypes; the queue ends where the global batch does
-        not divide its size; any optimizer instead of LARS.
+    Deviations: the gradient passes through the normalisation of the prototypes; a queue whose size is not a multiple of
+        the batch keeps all its rows; any optimizer instead of LARS.
     Args:
         dataset: see Supervisor, also for the options that are not listed here.
         augment: makes two large views and any number of small ones; see Supervisor.

@@ -31,7 +31,7 @@ class VICRegSupervisor(JointEmbedding):
         dataset: see Supervisor, also for the options that are not listed here.
         augment: makes two views; see Supervisor.
         invariance: weight of s.
-        variance: weight of v; the same loss has half of this weight in implementations that add v of both views.
+        variance: weight of v; implementations that add v of both views need half this value.
         covariance: weight of c.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         projector: from features (B, D) to embeddings (B, E); a module, a dictionary of arguments of MLP, or None for three
@@ -79,7 +79,7 @@ class VICRegSupervisor(JointEmbedding):
 
     def _forward(self, data: Batch) -> Tensor:
         first, second = (self.model(view) for view in self.views(data))  # each (B, E)
-        if not self.uses_its_own_loss:
+        if not isinstance(self.loss, VICReg):
             return self.loss(first, second)
         terms = self.loss.terms(first, second)
         for name, term in zip(("invariance", "variance", "covariance"), terms, strict=True):

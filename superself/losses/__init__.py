@@ -1,4 +1,4 @@
-"""Losses: tensors in, scalar out. The algorithms use them, and so may a loop of your own."""
+"""Losses: tensors in, scalar out. The algorithms use them, and so may your own loop."""
 
 from superself.losses.barlow_twins import BarlowTwins
 from superself.losses.co2 import CO2

@@ -52,10 +52,10 @@ class SymmetricNegativeCosine(nn.Module):
 
     def __init__(self, eps: float = 1e-8) -> None:
         super().__init__()
-        self.one_way = NegativeCosine(eps)
+        self.direction = NegativeCosine(eps)
 
     def forward(self, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
         """The loss of a batch."""
         (first_embedding, first_prediction), (second_embedding, second_prediction) = first, second
-        forth = self.one_way(first_prediction, second_embedding)
-        return (forth + self.one_way(second_prediction, first_embedding)) / 2
+        forth = self.direction(first_prediction, second_embedding)
+        return (forth + self.direction(second_prediction, first_embedding)) / 2

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
 from superself.basics.distributed import gather, mean, rank
 from superself.basics.validate import require_fraction, require_nonnegative, require_positive
+from superself.losses.hcl import log_hard_negatives
 
 LOWEST = -1e30  # in place of minus infinity, whose gradient is not defined where nothing else is left
 
@@ -70,20 +69,11 @@ class DetConLoss(nn.Module):
 
     def _log_negatives(self, logits: Tensor, is_negative: Tensor, positive: Tensor) -> Tensor:
         """The logarithm (Q,) of the sum over negatives, which HCL reweights by similarity and corrects for false ones."""
-        logits = logits.masked_fill(~is_negative, LOWEST)
-        count = is_negative.sum(1)
-        log_count = count.clamp(min=1).log()
-        if self.beta == 0:
-            log_sum = logits.logsumexp(1)
-        else:  # weights exp(beta s / t), divided by their mean
-            log_sum = ((1 + self.beta) * logits).logsumexp(1) - (self.beta * logits).logsumexp(1) + log_count
-        if self.tau_plus > 0:  # (sum - tau N exp(s+ / t)) / (1 - tau), at least N exp(-1 / t)
-            surplus = log_sum - positive - log_count - math.log(self.tau_plus)
-            corrected = log_sum + torch.log(-torch.expm1(-surplus.clamp(min=1e-6)))
-            least = log_count - 1 / self.temperature
-            corrected = torch.where(surplus > 1e-6, corrected - math.log(1 - self.tau_plus), least)
-            log_sum = torch.maximum(corrected, least)
-        return torch.where(count > 0, log_sum, LOWEST)
+        alone = ~is_negative.any(1)  # -inf everywhere would make the gradient of a query without negatives NaN
+        counted = is_negative | alone[:, None]
+        logits = logits.masked_fill(~counted, -torch.inf)
+        log_sum = log_hard_negatives(logits, positive, counted, self.temperature, self.beta, self.tau_plus)
+        return log_sum.masked_fill(alone, LOWEST)
 
 
 def negative_pairs(segments: Tensor) -> Tensor:

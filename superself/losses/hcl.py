@@ -48,24 +48,35 @@ class HCL(TwoViewLoss):
 
     def loss_of_anchors(self, positives: Tensor, negatives: Tensor, excluded: Tensor) -> Tensor:
         """-log exp(p) / (exp(p) + Ng) of each anchor."""
-        log_count = (~excluded).sum(1).log()  # log N
-        log_ng = self._log_reweighted(negatives, excluded, log_count)
-        if self.tau_plus:
-            log_ng = self._log_debiased(log_ng, positives, log_count)
+        log_ng = log_hard_negatives(negatives, positives, ~excluded, self.temperature, self.beta, self.tau_plus)
         return softplus(log_ng - positives)
 
-    def _log_reweighted(self, negatives: Tensor, excluded: Tensor, log_count: Tensor) -> Tensor:
-        """log sum_k w_k exp(n_k). Shape: negatives (A, M) -> (A,)."""
-        if not self.beta:
-            return negatives.logsumexp(1)
-        importance = self.beta * negatives
-        return (importance + negatives).logsumexp(1) - (importance.logsumexp(1) - log_count)
 
-    def _log_debiased(self, log_ng: Tensor, positives: Tensor, log_count: Tensor) -> Tensor:
-        """log of (exp(log_ng) - tau_plus N exp(p)) / (1 - tau_plus), or of N exp(-1/t) if that is larger. Shape: (A,) -> (A,)."""
-        smallest = log_count - 1 / self.temperature
-        share = math.log(self.tau_plus) + log_count + positives - log_ng  # log of the part that is subtracted
-        remains = share < 0
-        rest = -torch.expm1(share.where(remains, -torch.ones_like(share)))  # 1 - exp(share), without NaN elsewhere
-        debiased = log_ng + rest.log() - math.log1p(-self.tau_plus)
-        return debiased.where(remains, smallest).maximum(smallest)
+def log_hard_negatives(
+    negatives: Tensor, positives: Tensor, counted: Tensor, temperature: float, beta: float, tau_plus: float
+) -> Tensor:
+    """log Ng, where Ng takes the place of the sum of exp(s / t) over the negatives of an anchor in HCL; see the class.
+
+    Args:
+        negatives: similarities divided by t, -inf where they do not count.
+        positives: of each anchor, divided by t.
+        counted: which negatives count, at least one for each anchor.
+        temperature: t.
+        beta: how much more hard negatives count.
+        tau_plus: the assumed share of negatives of the anchor's class.
+    Shape:
+        negatives and counted (A, M), positives (A,) -> (A,).
+    """
+    log_count = counted.sum(1).log()  # log N
+    log_ng = negatives.logsumexp(1)
+    if beta:  # weights exp(beta n), divided by their mean over the negatives
+        importance = beta * negatives
+        log_ng = (importance + negatives).logsumexp(1) - (importance.logsumexp(1) - log_count)
+    if not tau_plus:
+        return log_ng
+    smallest = log_count - 1 / temperature
+    share = math.log(tau_plus) + log_count + positives - log_ng  # log of the part that is subtracted
+    remains = share < 0
+    rest = -torch.expm1(share.where(remains, -torch.ones_like(share)))  # 1 - exp(share), without NaN elsewhere
+    debiased = log_ng + rest.log() - math.log1p(-tau_plus)
+    return debiased.where(remains, smallest).maximum(smallest)

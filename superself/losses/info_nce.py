@@ -60,9 +60,19 @@ class InfoNCE(nn.Module):
                 rest = rest.masked_fill(exclude, -torch.inf)
             if own is not None:
                 rest = torch.cat([rest, torch.einsum("bd,bsd->bs", query, own.float())], 1)  # (B, K + S)
-            logits, rest = positives / self.temperature, rest / self.temperature
-            if self.alpha is not None:
-                counted = rest.isfinite().sum(1, keepdim=True).clamp(min=1)  # (B, 1)
-                rest = rest + (self.alpha / counted).log()
-            logits = torch.cat([logits, rest], 1)  # (B, 1 + K + S)
-            return cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+            return entropy_of_positive(positives / self.temperature, rest / self.temperature, self.alpha)
+
+
+def entropy_of_positive(positives: Tensor, negatives: Tensor, alpha: float | None = None) -> Tensor:
+    """The cross-entropy of finding the positive, averaged over queries.
+
+    Args:
+        positives: logits (B, 1).
+        negatives: logits (B, K), -inf where a negative is left out.
+        alpha: the number of negatives that each query is to have, whatever it has; None for those it has.
+    """
+    if alpha is not None:
+        counted = negatives.isfinite().sum(1, keepdim=True).clamp(min=1)  # (B, 1)
+        negatives = negatives + (alpha / counted).log()
+    logits = torch.cat([positives, negatives], 1)  # (B, 1 + K)
+    return cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize, softplus
+from torch.nn.functional import normalize, softplus
 
 from superself.basics.validate import require_bool, require_choice, require_positive
+from superself.losses.info_nce import entropy_of_positive
 
 OBJECTIVES = ("ce", "ip", "bce")
 
@@ -72,8 +71,4 @@ class PairLoss(nn.Module):
             positive, others = positive / self.temperature, others / self.temperature
             if self.objective == "bce":
                 return softplus(-positive).mean() + softplus(others).masked_fill(left_out, 0).sum(1).mean()
-            if self.alpha is not None:
-                count = (~left_out).sum(1, keepdim=True).clamp(min=1)  # K of each query
-                others = others + math.log(self.alpha) - count.log()
-            logits = torch.cat([positive, others.masked_fill(left_out, -torch.inf)], 1)  # (B, 1 + K)
-            return cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+            return entropy_of_positive(positive, others.masked_fill(left_out, -torch.inf), self.alpha)

@@ -15,11 +15,10 @@ def require_pairs(first: Tensor, second: Tensor) -> None:
     """
     if first.shape != second.shape or first.ndim != 2:
         raise ValueError(
-            f"the embeddings of the two views have shapes {tuple(first.shape)} and {tuple(second.shape)}; pass two of equal "
-            "shape (B, D)."
+            f"the embeddings of the two views have shapes {tuple(first.shape)} and {tuple(second.shape)}; pass two matrices of "
+            "equal shape (B, D)."
         )
     if len(first) * world_size() < 2:
         raise ValueError(
-            "the loss is made of statistics over the images of a batch, and this one has a single image; pass batch_size >= 2 "
-            "to supervise()."
+            "the loss is made of statistics over the images of a batch, and this one has a single image; pass at least 2."
         )

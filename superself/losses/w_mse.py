@@ -63,9 +63,9 @@ class WMSE(nn.Module):
         size = 2 * width if self.size is None else self.size
         if count < size:
             raise ValueError(
-                f"the batch of {count} images is smaller than the {size} that are whitened together; pass batch_size >= {size} "
-                f"to supervise(), or make embeddings narrower, projector={{'out_features': {max(1, count // 2)}}}, with a size "
-                "of twice their width."
+                f"the batch of {count} images is smaller than the {size} that are whitened together; pass batches of at least "
+                f"{size} images, or make embeddings narrower, for example of {max(1, count // 2)} values, with a size of twice "
+                "their width."
             )
         orders = [torch.randperm(count, generator=self.generator) for _ in range(self.iterations)]
         return torch.stack(orders)[:, : count // size * size].reshape(-1, size)

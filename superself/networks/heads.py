@@ -87,6 +87,7 @@ def check_head(name: str, head: Any, named: Iterable[str] = ()) -> None:
         head: a module, a dictionary of arguments of ``MLP``, a name or None.
         named: the names that the method accepts.
     Raises:
+        TypeError: if it is none of these.
         ValueError: if the dictionary has a key that is not an argument of ``MLP``, or a name is unknown.
     """
     if isinstance(head, Mapping):
@@ -95,10 +96,12 @@ def check_head(name: str, head: Any, named: Iterable[str] = ()) -> None:
         if unknown:
             raise ValueError(f"{name}={dict(head)!r} has the key {unknown[0]!r}; the arguments are {', '.join(known)}.")
         MLP(8, **{"out_features": 8, **head})  # raises for wrong values
-    elif named and not (head is None or isinstance(head, nn.Module) or head in named):
-        names = ", ".join(map(repr, named))
-        raise ValueError(
-            f"{name}={shortened(head)} is not a head; pass {names}, a module or a dictionary of arguments."
+    elif not (head is None or isinstance(head, nn.Module) or head in named):
+        names = "".join(f"{choice!r}, " for choice in named)
+        error = ValueError if named else TypeError
+        raise error(
+            f"{name}={shortened(head)} is not a head; pass {names}an instance of nn.Module, a dictionary of arguments of "
+            "MLP, or None."
         )
 
 

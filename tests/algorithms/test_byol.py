@@ -138,7 +138,7 @@ def test_an_unknown_recipe_is_refused_with_the_nearest():
 
 
 def test_a_projector_that_is_not_a_module_is_refused():
-    with pytest.raises(TypeError, match="projector is a str; pass an instance of nn.Module"):
+    with pytest.raises(TypeError, match="projector='.*' is not a head; pass an instance of nn.Module, a dictionary"):
         byol(projector="mlp")
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from superself import Batch, DeepClusterSupervisor
-from superself.algorithms.deep_cluster import count_clusters
+from superself.algorithms.deep_cluster import choose_clusters
 from superself.basics.clustering import kmeans, normalized_mutual_information, whiten
 from superself.data.sampler import mix_entropy
 from superself.networks.modes import evaluation_mode
@@ -254,7 +254,7 @@ def test_a_users_loader_with_positions_is_used_as_it_is():
 
 @pytest.mark.parametrize(("images", "clusters"), [(16, 2), (500, 50), (2500, 100), (50_000, 390), (1_281_167, 10_009)])
 def test_the_number_of_clusters_follows_that_of_the_images(images, clusters):
-    assert count_clusters(None, images) == clusters and count_clusters(7, images) == 7
+    assert choose_clusters(None, images) == clusters and choose_clusters(7, images) == 7
 
 
 def test_wrong_arguments_are_refused():

@@ -255,7 +255,9 @@ def test_detcon_s_has_no_target_and_detcon_b_a_slow_one_without_predictor():
     supervisor.supervise(lr=1e-2, epochs=1, batch_size=8, name="run", progress=False)
     moved = supervisor.target.state_dict()[f"average.{name}"]
     assert torch.allclose(moved, 0.5 * before[f"average.{name}"] + 0.5 * supervisor.model.state_dict()[name], atol=1e-6)
-    with pytest.raises(ValueError, match=r"a predictor is of DetCon-B.*momentum=0\.996"):
+    with pytest.raises(
+        ValueError, match=r"only DetCon-B, with a target network, has a predictor; pass momentum=0\.996"
+    ):
         detcon(predictor={"hidden": 8})
 
 

@@ -333,7 +333,7 @@ def test_a_custom_projector_sets_the_width_of_the_queue():
             r"momentum must be a number in \[0, 1\], got -0.1 \(it is the fraction of the key encoder",
         ),
         ({"splits": 0}, r"splits must be an integer of at least 1, got 0 \(it is the number of parts of a batch\)"),
-        ({"projector": "mpl"}, "projector='mpl' is not a head; pass 'linear', 'mlp', a module"),
+        ({"projector": "mpl"}, "projector='mpl' is not a head; pass 'linear', 'mlp', an instance"),
         ({"projector": {"depth": 3}}, "projector=.* has the key 'depth'; the arguments are out_features, hidden"),
         ({"temperature": 0}, r"temperature must be a number above 0, got 0 \(it divides similarities\)"),
         ({"temperature": -5}, r"temperature must be a number above 0, got -5 \(it divides similarities\)"),

@@ -267,12 +267,12 @@ def test_a_wrong_argument_is_refused_with_what_is_needed(name, value, message):
 @pytest.mark.parametrize(
     ("algorithm", "arguments", "message"),
     [
-        (MomentumContrastSupervisor, {"projector": 3}, "projector=3 is not a head; pass 'linear', 'mlp', a module"),
+        (MomentumContrastSupervisor, {"projector": 3}, "projector=3 is not a head; pass 'linear', 'mlp', an instance of nn.Module"),
         (MomentumContrastSupervisor, {"temperature": 0}, "temperature must be a number above 0, got 0"),
         (MomentumContrastSupervisor, {"momentum": 2}, r"momentum must be a number in \[0, 1\], got 2"),
         (MomentumContrastSupervisor, {"queue_size": 0}, "queue_size must be an integer of at least 1, got 0"),
-        (BYOLSupervisor, {"projector": 3}, "projector is a int; pass an instance of nn.Module"),
-        (BYOLSupervisor, {"predictor": nn.Linear}, "predictor is the class Linear; pass an instance"),
+        (BYOLSupervisor, {"projector": 3}, "projector=3 is not a head; pass an instance of nn.Module, a dictionary"),
+        (BYOLSupervisor, {"predictor": nn.Linear}, "predictor=.*Linear.* is not a head; pass an instance"),
         (BiGanSupervisor, {"decoder": 3}, "decoder is a int; pass an instance of nn.Module"),
         (BiGanSupervisor, {"discriminator": nn.Linear}, "discriminator is the class Linear; pass an instance"),
         (PIRLSupervisor, {"jigsaw_head": 3}, "jigsaw_head is a int; pass an instance of nn.Module"),

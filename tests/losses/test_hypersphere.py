@@ -108,7 +108,7 @@ def test_bad_values_and_shapes_are_refused():
             Hypersphere(**{name: 0})
     with pytest.raises(ValueError, match="weight must be a number of at least 0, got -1 "):
         Hypersphere(weight=-1)
-    with pytest.raises(ValueError, match=r"shapes \(3, 4\) and \(3, 5\); pass two of equal"):
+    with pytest.raises(ValueError, match=r"shapes \(3, 4\) and \(3, 5\); pass two matrices"):
         Hypersphere()(torch.zeros(3, 4), torch.zeros(3, 5))
     with pytest.raises(ValueError, match="uniformity compares pairs of images, and got 1; pass two or more"):
         uniformity(torch.ones(1, 3))
