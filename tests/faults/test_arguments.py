@@ -267,7 +267,7 @@ def test_a_wrong_argument_is_refused_with_what_is_needed(name, value, message):
 @pytest.mark.parametrize(
     ("algorithm", "arguments", "message"),
     [
-        (MomentumContrastSupervisor, {"projector": 3}, "projector=3 is not a head; pass 'linear', 'mlp', an instance of nn.Module"),
+        (MomentumContrastSupervisor, {"projector": 3}, "projector=3 is not a head; pass 'linear', 'mlp', an instance"),
         (MomentumContrastSupervisor, {"temperature": 0}, "temperature must be a number above 0, got 0"),
         (MomentumContrastSupervisor, {"momentum": 2}, r"momentum must be a number in \[0, 1\], got 2"),
         (MomentumContrastSupervisor, {"queue_size": 0}, "queue_size must be an integer of at least 1, got 0"),
