@@ -18,6 +18,7 @@ from superself.basics.validate import require_callable, require_count, require_n
 from superself.data import Batch, Images, ImageSpec, Preprocessing, Reading, open_images
 from superself.data.open import check_size
 from superself.data.preprocessing import SOBEL_CHANNELS, check_normalize
+from superself.losses import MemoryBankLoss
 from superself.networks import CombinedNet, describe
 from superself.networks.backbones import require_trainable
 from superself.state import load_run, supervisor_state
@@ -105,6 +106,12 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
         ):
             if function is not None:
                 require_callable(name, function, *given)
+        if isinstance(loss, MemoryBankLoss) and loss.memory_bank_size:
+            raise ValueError(
+                f"loss is a {type(loss).__name__} with a memory bank of its own, which is for your own loop and would not be "
+                "resumed exactly; leave out memory_bank_size, or use one of the methods with a bank or queue, for example "
+                "SimCLRSupervisor(memory_bank_size=4096)."
+            )
         require_nonnegative("memory_limit", memory_limit, "is a number of bytes")
         Reading(norm, num_channels, single_channel)  # refuses wrong values before anything is read
         if not isinstance(sobel, bool):

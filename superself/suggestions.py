@@ -26,6 +26,7 @@ from superself.data import Images, ImageSpec, open_images
 from superself.data.sources import TensorSource
 from superself.supervisor import Supervisor
 from superself.training import Tracker
+from superself.training.hyper_parameters import OF_THE_DATA
 from superself.training.trackers.progress import duration
 
 FEWEST = 8  # images
@@ -326,7 +327,7 @@ def time_steps(method: str, images: Images, batch_size: int, arguments: dict[str
 
 def _time_run(method: str, images: Images, batch_size: int, arguments: dict[str, Any], device: Any) -> float:
     few = images.batch(range(min(len(images), 2 * batch_size))).images.cpu()
-    arguments = {name: copy.deepcopy(value) for name, value in arguments.items() if name not in _OF_THE_DATA}
+    arguments = {name: copy.deepcopy(value) for name, value in arguments.items() if name not in OF_THE_DATA}
     watch = _Stopwatch()
     with preserve_random_state(), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -337,9 +338,6 @@ def _time_run(method: str, images: Images, batch_size: int, arguments: dict[str,
         with contextlib.suppress(_Enough):
             supervisor.supervise(**settings, save_every=None, trackers=[watch])
     return watch.seconds
-
-
-_OF_THE_DATA = ("image_size", "on_bad_image", "read", "planes", "memory_limit")
 
 
 def _name_of(dataset: Any) -> str:

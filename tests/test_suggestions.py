@@ -217,3 +217,9 @@ def test_wrong_arguments_are_refused(given, message):
 def test_settings_are_plain_values():
     found = suggest(different_images(40), measure=False, print=False)
     assert json.loads(json.dumps([s.settings for s in found])) == [s.settings for s in found]
+
+
+def test_options_of_reading_reach_the_images_once():
+    raw = different_images(24).float() * 100
+    found = suggest(raw, "resnet9:width=0.125", count=1, epochs=1, norm=25500.0, print=False)
+    assert found[0].minutes is not None and found[0].arguments["norm"] == 25500.0

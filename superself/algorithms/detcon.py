@@ -271,6 +271,8 @@ class DetConSupervisor(JointEmbedding):
         images = self.images if dataset is None else open_at_size(dataset, self.images.shape[1:], self.images.reading)
         with preserve_random_state(0, self.generator):
             data = images.batch(evenly_spaced(count, len(images))).to(self.device)
+            if images is not self.images and self.segments != "dataset":
+                data.mask = None  # of the data set, where only those of the loader are segments
             maps = self._segment_maps(data)
             views, masks = self.augmentation(data.images, self.generator, masks=maps)
         return data.images, maps, views, masks

@@ -151,7 +151,8 @@ class IICSupervisor(Supervisor):
         if head is None:
             head = int(self.head_information.argmax())
         require_count("head", head, "is the number of a head", minimum=0, maximum=self.heads - 1)
-        images, found = open_at_size(dataset, self.preprocessing.shape[1:]).load(), []
+        images = open_at_size(dataset, self.preprocessing.shape[1:], self.preprocessing.reading).load()
+        found = []
         with evaluation_mode(self.model):
             for batch in read_in_order(images, batch_size):
                 features = self.model.features(self.preprocessing(batch.images.to(self.device)))

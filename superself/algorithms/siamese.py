@@ -149,10 +149,8 @@ class SiameseSupervisor(SplitBatchNorm, JointEmbedding):
 
     def _build(self) -> None:
         super()._build()  # self.model = backbone and projector; self.predictor
-        if self.momentum is not None:
-            self.target = MomentumEncoder(self.model)
-        if "queue" in self.negatives:
-            self.queue = FeatureQueue(self.queue_size, self.embedding_width)
+        self.target = None if self.momentum is None else MomentumEncoder(self.model)
+        self.queue = FeatureQueue(self.queue_size, self.embedding_width) if "queue" in self.negatives else None
 
     def _forward(self, data: Batch) -> Tensor:
         views = self.views(data)  # two, each (B, C, h, w)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from superself.joint_embedding import Head
 from superself.losses import SwAVLoss, sinkhorn
 from superself.multi_crop import MultiCropEmbedding
 from superself.networks import FeatureQueue, Prototypes
-from superself.training import Duration, check_duration
+from superself.training import Duration, check_duration, count_steps
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -143,6 +144,16 @@ class SwAVSupervisor(MultiCropEmbedding):
         if not self.is_within(self.queue_from):
             for queue in self.queues:
                 queue.commit()
+
+    def _before_epoch(self, epoch: int) -> None:
+        run = self.run
+        begins = count_steps(self.queue_from, run.total_steps, run.steps_per_epoch)
+        if epoch == 0 and self.queues and begins >= run.total_steps:
+            warnings.warn(
+                f"queue_from={self.queue_from!r} is not before the end of this run of {run.total_steps} steps, so the queue is "
+                'not used; pass for example queue_from="1 epochs".',
+                stacklevel=2,
+            )
 
     def _frozen(self) -> Iterable[nn.Parameter]:
         return self.prototypes.parameters() if self.is_within(self.freeze_prototypes) else ()

@@ -119,8 +119,8 @@ def numbered_view(size: int | Sequence[int], **parameters: Any) -> Compose:
     p = given.pop("select_prob", 1.0)
     require_fraction("select_prob", p, "is the probability of a step")
     low, high, delta = (given.pop(name, None) for name in ("contrast_min", "contrast_max", "contrast_delta"))
-    if low or high:
-        given["contrast"] = (low or CONTRAST[0], high or CONTRAST[1])
+    if any(bound is not None and bound is not False for bound in (low, high)):
+        given["contrast"] = _contrast_bounds(low, high)
     elif delta:
         given["contrast"] = (max(0.0, 1 - delta), 1 + delta)
     if height != width and given.get("rot90"):
@@ -129,6 +129,17 @@ def numbered_view(size: int | Sequence[int], **parameters: Any) -> Compose:
         del given["rot90"]
     steps = [make(given[name], (height, width), p) for name, make in STEPS.items() if given.get(name)]
     return Compose([Resize(size), *steps])
+
+
+def _contrast_bounds(low: Any, high: Any) -> tuple[float, float]:
+    """contrast_min and contrast_max; the default where one is not a number, but None, False or True."""
+    low, high = (
+        default if bound is None or isinstance(bound, bool) else bound
+        for bound, default in zip((low, high), CONTRAST, strict=True)
+    )
+    if low > high:
+        raise ValueError(f"contrast_min={low} is larger than contrast_max={high}; pass them the other way round.")
+    return low, high
 
 
 def in_present_names(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -141,10 +152,15 @@ def in_present_names(parameters: dict[str, Any]) -> dict[str, Any]:
             hint = f"did you mean {near[0]!r}? The names are" if near else "the names are"
             raise ValueError(f"{name!r} is not a parameter of the augmentation; {hint} {', '.join(NAMES)}.")
         if present in found:
-            raise ValueError(f"{present!r} and {name!r} are two names of the same parameter; pass one of them.")
+            first = next(other for other in parameters if OTHER_NAMES.get(other, other) == present)
+            raise ValueError(f"{first!r} and {name!r} are two names of the same parameter; pass one of them.")
         if present in PROBABILITIES:
             require_fraction(
                 name, float(value or 0) if isinstance(value, (bool, type(None))) else value, "is a probability"
+            )
+        elif present == "center_zoom_scale" and not isinstance(value, (bool, type(None))):
+            require_fraction(
+                name, value, "is the smallest side of the middle as a fraction of the image's", lower_open=True
             )
         elif not isinstance(value, (bool, type(None))):
             require_nonnegative(name, value, "is the strength of a step")

@@ -42,7 +42,8 @@ def kmeans(
     """Lloyd's algorithm from random points; the cluster of each point (N,), and the centroids (K, D).
 
     When a cluster is empty, a cluster drawn in proportion to its size is split in two by a small perturbation of its centroid;
-    while one is empty, up to 10 iterations follow. Only points that are all alike leave clusters empty. Of more than 131,072
+    while one is empty, up to 10 iterations follow. Clusters may stay empty where many points
+    are equal. Of more than 131,072
     points, or 256 per cluster if that is more, a random sample of so many determines the centroids.
 
     Args:

@@ -12,6 +12,16 @@ from superself.basics.validate import require_count
 from superself.networks import FeatureQueue
 
 
+class _Call:
+    """The embeddings of a call, and whether its loss has had its backward pass."""
+
+    def __init__(self, embeddings: Tensor) -> None:
+        self.embeddings, self.had_backward = embeddings, False
+
+    def began_backward(self, gradient: Tensor) -> None:
+        self.had_backward = True
+
+
 class MemoryBankLoss(nn.Module):
     """Base of a loss with a bank of the embeddings of recent batches.
 
@@ -25,9 +35,10 @@ class MemoryBankLoss(nn.Module):
 
     What a call remembers enters the bank after the backward pass of its loss: at the start of the next call, or when
     ``commit`` is called. So an embedding is never a negative of its own image in that step, even if the loss is called twice
-    per step with the views exchanged. Without a backward pass, in eval mode or under ``torch.no_grad()`` nothing moves. The bank
-    is in the ``state_dict``; call ``commit()`` before storing it, so that it has the last batch. With several processes all of
-    them store the embeddings of all.
+    per step with the views exchanged. A call whose loss gets no backward pass, in eval mode or under ``torch.no_grad()``
+    leaves nothing behind. The bank is in the ``state_dict``; call ``commit()`` before storing it, so that it has the last
+    batch. With several processes all of them store the embeddings of all. A supervisor does not take such a loss; SimCLR and
+    MoCo have banks of their own.
 
     Source: the queue of He et al., MoCo, arXiv:1911.05722, Sec. 3.2.
     Args:
@@ -47,8 +58,7 @@ class MemoryBankLoss(nn.Module):
             require_count("the width in memory_bank_size", width, "is the number of values of an embedding")
         self.memory_bank_size = rows
         self.bank = FeatureQueue(rows, width) if rows and width else None
-        self._waiting: list[Tensor] = []  # embeddings of earlier calls, oldest first
-        self._had_backward = False  # since the last commit
+        self._waiting: list[_Call] = []  # since the last commit, oldest first
 
     def negatives(self, embeddings: Tensor) -> Tensor | None:
         """The rows of the bank (K, D), for a call with these embeddings (B, D); None without a bank."""
@@ -57,7 +67,7 @@ class MemoryBankLoss(nn.Module):
         if self.bank is None:
             self.bank = FeatureQueue(self.memory_bank_size, embeddings.shape[1])
         self.bank.to(embeddings.device)
-        if self._had_backward and self.training and torch.is_grad_enabled():
+        if any(call.had_backward for call in self._waiting) and self.training and torch.is_grad_enabled():
             self.commit()
         return self.bank.features
 
@@ -65,20 +75,19 @@ class MemoryBankLoss(nn.Module):
         """Keeps embeddings (B, D), of any length, which enter the bank once ``loss`` () has had its backward pass."""
         if not (self.memory_bank_size and self.training and loss.requires_grad):
             return
-        self._waiting.append(embeddings.detach())
-        while sum(map(len, self._waiting[1:])) >= self.memory_bank_size:  # the first would leave the bank at once
-            self._waiting.pop(0)
-        loss.register_hook(self._backward_began)
+        call = _Call(embeddings.detach())
+        self._waiting.append(call)
+        while sum(len(call.embeddings) for call in self._waiting[1:]) >= self.memory_bank_size:
+            self._waiting.pop(0)  # which would leave the bank at once
+        loss.register_hook(call.began_backward)
 
     def commit(self) -> None:
-        """Writes what earlier calls remembered into the bank now; not between a call and the backward pass of its loss."""
-        if self._waiting:
-            self.bank.remember(torch.cat(self._waiting))
+        """Writes what earlier calls remembered into the bank now, if their losses had their backward pass; forgets the rest."""
+        embeddings = [call.embeddings for call in self._waiting if call.had_backward]
+        if embeddings:
+            self.bank.remember(torch.cat(embeddings))
             self.bank.commit()
-        self._waiting, self._had_backward = [], False
-
-    def _backward_began(self, gradient: Tensor) -> None:
-        self._had_backward = True
+        self._waiting = []
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         features = state_dict.get(f"{prefix}bank.features")

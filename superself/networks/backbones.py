@@ -78,7 +78,8 @@ def build_backbone(
 
     Weights are random unless some are asked for, as ``weights=`` or in the name: "resnet18@imagenet", "resnet18@FILE",
     "timm:vit_tiny_patch16_224@imagenet", "@FILE" for EfficientFeatures. ``load_weights`` says how they are adapted to the
-    images; what matched is kept as ``backbone.loaded_weights``. A run that is loaded does not need them again.
+    images; what matched is kept as ``backbone.loaded_weights``. ``load`` does not need them again; to resume a run,
+    pass the backbone without them, or keep the file.
 
     Args:
         backbone: None for EfficientFeatures; a torchvision name such as "resnet18"; "resnet9", "ws_resnet18" (standardised

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -135,10 +134,12 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         raise ImportError(
             f"{path} needs timm to be read, which is not installed; pip install superself[timm]."
         ) from error
-    except (pickle.UnpicklingError, EOFError, RuntimeError, UnicodeDecodeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # damaged and foreign files raise many kinds
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(
-            f"{path} is not a file of tensors ({str(error).splitlines()[0]}); write one with "
-            "torch.save(network.state_dict(), path)."
+            f"{path} is not a file of tensors ({reason}); write one with torch.save(network.state_dict(), path)."
         ) from error
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from superself import Batch, IICSupervisor
 from superself.augment import ColorJitter, RandomHorizontalFlip, RandomResizedCrop, recipe
+from superself.data import open_images
 from superself.losses import IICLoss
 
 from cases import TinyBackbone, tiny_images
@@ -214,3 +215,11 @@ def test_wrong_arguments_are_refused():
         iic(turns=(0, 1))
     with pytest.raises(ValueError, match="lamb must be"):
         iic(lamb=0)
+
+
+def test_images_are_assigned_as_they_were_read_in_the_run():
+    raw = tiny_images().float() * 100
+    supervisor = iic(raw, norm=25500.0).eval()
+    assert torch.equal(supervisor.assign(raw), supervisor.assign(open_images(raw, norm=25500.0)))
+    features = supervisor.model.features(supervisor.preprocessing(raw))
+    assert torch.equal(supervisor.assign(raw, head=1), supervisor.model.predictor[1](features).argmax(1))

@@ -143,7 +143,7 @@ def test_vicreg_from_parts_equals_a_slow_loop():
         slow += sum(covariance[d][e] ** 2 for d in range(6) for e in range(6) if d != e) / 6
     assert supervisor._forward(batch()).item() == pytest.approx(slow, rel=1e-4)
     assert supervisor.chance_loss is None and supervisor.compares_images
-    assert supervisor.augmentation is not None and not hasattr(supervisor, "target")
+    assert supervisor.augmentation is not None and supervisor.target is None
 
 
 def test_the_terms_of_vicreg_worked_by_hand():
@@ -217,7 +217,7 @@ def test_without_a_second_network_keys_pass_the_predictor_and_have_a_gradient():
     supervisor = siamese(**NO_NEGATIVES, momentum=None, predictor={"norm": "batch"})
     query, key = keys_seen(supervisor)
     expected = supervisor.predictor(supervisor.model(views(supervisor)[1]))
-    assert key.requires_grad and torch.allclose(key, expected, atol=1e-5) and not hasattr(supervisor, "target")
+    assert key.requires_grad and torch.allclose(key, expected, atol=1e-5) and supervisor.target is None
 
 
 def test_with_stop_gradient_keys_are_embeddings_without_a_gradient():
@@ -377,7 +377,7 @@ def test_the_run_of_a_preset_is_loaded_without_a_data_set():
     preset("siamese-byol").supervise(epochs=1, batch_size=8, name="run", progress=False)
     loaded = SiameseSupervisor(backbone=TinyBackbone(), augment=two_views).load("run")
     assert (loaded.objective, tuple(loaded.negatives), loaded.momentum) == ("ip", (), Schedule(0.996, 1.0))
-    assert loaded.predictor[1].num_features == 512 and not hasattr(loaded, "queue")
+    assert loaded.predictor[1].num_features == 512 and loaded.queue is None
 
 
 def test_after_a_step_the_queue_holds_the_keys_of_both_directions_image_by_image():
@@ -401,3 +401,11 @@ def test_a_key_is_among_the_top_five_while_fewer_than_five_negatives_are_nearer(
     exclude[0, 0] = True  # the image itself does not count
     supervisor._note_similarities(query, query, key, negatives, exclude)
     assert (noted["top1"].item(), noted["top5"].item()) == (top1, top5)
+
+
+@pytest.mark.parametrize("parts", [{"momentum": None, "negatives": ("batch",)}, {"negatives": ("batch",)}])
+def test_a_run_with_fewer_parts_is_loaded_into_a_supervisor_that_was_built_with_all(parts):
+    stored = siamese(**parts).supervise(epochs=1, batch_size=8, name="run", progress=False)
+    loaded = siamese().load("run")
+    assert loaded.state_dict().keys() == stored.state_dict().keys()
+    assert all(torch.equal(value, stored.state_dict()[name]) for name, value in loaded.state_dict().items())

@@ -223,3 +223,11 @@ def test_the_papers_arguments():
 def test_wrong_arguments_are_refused(arguments, error):
     with pytest.raises(ValueError, match=error):
         swav(**arguments)
+
+
+def test_a_queue_that_would_never_fill_is_reported():
+    with pytest.warns(
+        UserWarning,
+        match="queue_from='15 epochs' is not before the end of this run of 2 steps, so the queue is not used",
+    ):
+        swav(queue_size=8).supervise(epochs=1, batch_size=8, name="run", progress=False)

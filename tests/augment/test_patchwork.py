@@ -236,3 +236,21 @@ def test_drop_color_takes_the_mean_of_any_channels():
     assert torch.allclose(views[grey][:, 2], before[grey].mean(1), atol=1e-6) and torch.equal(
         views[~grey], before[~grey]
     )
+
+
+def test_bounds_of_the_contrast_may_be_zero_and_one_and_must_be_in_order():
+    assert steps(recipe({"contrast_min": 0.0, "contrast_max": 0.8}, 32))[ColorJitter].factors[1] == (0.0, 0.8)
+    assert steps(recipe({"contrast_max": 1.0}, 32))[ColorJitter].factors[1] == (0.4, 1.0)
+    with pytest.raises(ValueError, match="contrast_min=2 is larger than contrast_max=1.4"):
+        recipe({"contrast_min": 2}, 32)
+
+
+@pytest.mark.parametrize("scale", [0, 1.5])
+def test_a_zoom_shows_a_part_of_the_image(scale):
+    with pytest.raises(ValueError, match=r"center_zoom_scale must be a number in \(0, 1\], got"):
+        recipe({"center_zoom_scale": scale}, 32)
+
+
+def test_two_names_of_one_parameter_are_named_as_they_were_given():
+    with pytest.raises(ValueError, match="'jpeg' and 'jpeg_degrade' are two names of the same parameter"):
+        recipe({"jpeg": 0.5, "jpeg_degrade": 0.5}, 32)

@@ -143,6 +143,9 @@ def test_maps_that_took_long_are_stored_and_found_again(tmp_path, monkeypatch):
     assert torch.equal(segment_data_set(images, segmenter, folder=tmp_path), quick) and len(calls) == 12, (
         "a damaged file"
     )
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    assert torch.equal(segment_data_set(images, segmenter, folder=tmp_path), quick) and len(calls) == 16, "another file"
 
 
 def count_calls(monkeypatch):

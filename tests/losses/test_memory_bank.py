@@ -8,8 +8,11 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from superself import SimCLRSupervisor
 from superself.losses import DCL, InfoNCE, MemoryBankLoss, NTXent
 from superself.networks import MomentumEncoder
+
+from cases import TinyBackbone, tiny_images
 
 
 def vectors(n, seed, width=3):
@@ -110,11 +113,26 @@ def test_calls_in_eval_mode_do_not_let_in_what_waits():
     assert contains(loss.bank, key).all()
 
 
+def test_a_call_without_backward_pass_leaves_nothing_behind_when_a_later_one_has_it():
+    loss = NTXent(memory_bank_size=(16, 3))
+    loss(torch.full((4, 3), torch.nan).requires_grad_(), vectors(4, 5) + torch.nan)  # its step is skipped
+    key = trained(loss, 0)
+    loss.commit()
+    assert loss.bank.enqueued == 4 and contains(loss.bank, key).all() and loss.bank.features.isfinite().all()
+
+
+def test_a_supervisor_takes_no_loss_with_a_bank_of_its_own():
+    with pytest.raises(
+        ValueError, match=r"NTXent with a memory bank of its own, .*SimCLRSupervisor\(memory_bank_size=4096\)"
+    ):
+        SimCLRSupervisor(tiny_images(), backbone=TinyBackbone(), loss=NTXent(memory_bank_size=8))
+
+
 def test_what_waits_for_a_backward_pass_that_never_comes_stays_within_the_size_of_the_bank():
     loss = NTXent(memory_bank_size=8)
     for seed in range(50):
         loss(vectors(4, seed).requires_grad_(), vectors(4, seed + 1))
-    assert sum(map(len, loss._waiting)) <= 8 + 4
+    assert sum(len(call.embeddings) for call in loss._waiting) <= 8 + 4
 
 
 def test_the_state_holds_the_bank_also_where_its_width_is_not_known_yet():

@@ -287,3 +287,13 @@ def test_a_probe_trains_on_pretrained_features(source):
     images = (tiny_images(8, size=SHAPE[1:]), torch.arange(8) % 2)
     LabelSupervisor(model, images).supervise(epochs=1, batch_size=4, name="probe", progress=False)
     assert torch.equal(backbone.conv1.weight, source.conv1.weight)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_cut_files_are_named(source, zipped):
+    torch.save(source.state_dict(), "whole.pth", _use_new_zipfile_serialization=zipped)
+    content = Path("whole.pth").read_bytes()
+    for size in (4, 30, 70, 200, len(content) // 2, len(content) - 40):
+        Path("cut.pth").write_bytes(content[:size])
+        with pytest.raises(ValueError, match="cut.pth is not a file of tensors"):
+            read_weights("cut.pth")
