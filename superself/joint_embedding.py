@@ -19,6 +19,7 @@ from superself.networks.batch_norm import batch_norms, is_synchronized, split_ba
 from superself.networks.heads import check_head
 from superself.networks.modes import batch_statistics, evaluation_mode
 from superself.supervisor import Supervisor
+from superself.training import Schedule
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -100,6 +101,10 @@ class JointEmbedding(Supervisor):
         if isinstance(given, nn.Module):
             return given
         return MLP(width, **{**defaults, **(given if isinstance(given, Mapping) else {})})
+
+    def _rising_momentum(self) -> float:
+        """``self.momentum`` at this step: a number rises to 1 over the run by half a cosine, a Schedule says it itself."""
+        return self.scheduled(self.momentum if isinstance(self.momentum, Schedule) else Schedule(self.momentum, 1.0))
 
     def embed(self, images: Tensor) -> Tensor:
         """Embeddings (B, E) of preprocessed images (B, C, h, w)."""

@@ -89,16 +89,13 @@ class BYOLSupervisor(JointEmbedding):
 
     def _loss_one_direction(self, view: Tensor, other: Tensor) -> Tensor:
         """2 - 2 cos of the prediction from one view and the target's embedding of the other."""
-        loss = self.loss(
-            self.predictor(self.model(view)), self.target(other)
-        )  # minus the cosine, unless loss= was passed
+        loss = self.loss(self.predictor(self.model(view)), self.target(other))
         if self.uses_its_own_loss:
             self.note("cosine", -loss)
         return 2 + 2 * loss  # Eq. 2
 
     def _after_step(self) -> None:
-        momentum = self.momentum if isinstance(self.momentum, Schedule) else Schedule(self.momentum, 1.0)  # Sec. 3.2
-        self.target.update(self.model, self.scheduled(momentum))  # Eq. 1
+        self.target.update(self.model, self._rising_momentum())  # Eq. 1; Sec. 3.2
 
     def _default_loss(self) -> NegativeCosine:
         return NegativeCosine()

@@ -154,8 +154,7 @@ class DetConSupervisor(JointEmbedding):
 
     def _after_step(self) -> None:
         if self.momentum is not None:
-            momentum = self.momentum if isinstance(self.momentum, Schedule) else Schedule(self.momentum, 1.0)
-            self.target.update(self.model, self.scheduled(momentum))
+            self.target.update(self.model, self._rising_momentum())
 
     def _draw(self, maps: Tensor) -> Tensor:
         """The ids (B, S) of segments of maps (B, H, W): those of pixels drawn at random, 0 where there is no segment."""

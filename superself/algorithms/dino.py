@@ -126,8 +126,7 @@ class DINOSupervisor(MultiCropEmbedding):
         return loss
 
     def _after_step(self) -> None:
-        momentum = self.momentum if isinstance(self.momentum, Schedule) else Schedule(self.momentum, 1.0)
-        kept = self.scheduled(momentum)
+        kept = self._rising_momentum()
         self.teacher.update(self.model, kept)
         self.teacher_last_layer.update(self.last_layer, kept)
         if isinstance(self.loss, DINOLoss):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from superself.basics.distributed import gather, rank
+from superself.basics.distributed import gather, own_rows
 from superself.basics.validate import require_bool, require_fraction, require_positive
 from superself.data import Batch
 from superself.joint_embedding import Head, JointEmbedding
@@ -110,16 +110,12 @@ class MoCoV3Supervisor(JointEmbedding):
     def _loss_one_direction(self, query: Tensor, key: Tensor) -> Tensor:
         """2 t times the cross-entropy of finding the keys (B, E) of queries (B, E) among those of all processes."""
         candidates = gather(normalize(key.float(), dim=1))  # (N, E)
-        places = torch.arange(len(candidates), device=key.device)
-        own = (
-            places == rank() * len(key) + places[: len(key), None]
-        )  # (B, N): the key itself counts once, as the positive
+        own = own_rows(key)  # (B, N): the key itself counts once, as the positive
         self._note_similarities(query, key, candidates, own)
         return 2 * self.temperature * self.loss(query, key, candidates, own)
 
     def _after_step(self) -> None:
-        momentum = self.momentum if isinstance(self.momentum, Schedule) else Schedule(self.momentum, 1.0)
-        self.key_encoder.update(self.model, self.scheduled(momentum))
+        self.key_encoder.update(self.model, self._rising_momentum())
 
     @torch.no_grad()
     def _note_similarities(self, query: Tensor, key: Tensor, candidates: Tensor, own: Tensor) -> None:

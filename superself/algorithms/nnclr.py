@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from superself.basics.distributed import gather, rank
+from superself.basics.distributed import gather, own_rows
 from superself.basics.validate import require_count, require_positive
 from superself.data import Batch
 from superself.joint_embedding import Head, JointEmbedding
@@ -100,9 +100,7 @@ class NNCLRSupervisor(JointEmbedding):
 
     def _loss_one_direction(self, neighbours: Tensor, predictions: Tensor) -> Tensor:
         everyone = normalize(gather(predictions.float()), dim=1)  # (N, E)
-        mine = torch.arange(len(predictions), device=predictions.device) + rank() * len(predictions)
-        own = mine[:, None] == torch.arange(len(everyone), device=predictions.device)  # (B, N)
-        return self.loss(neighbours, predictions, everyone, own)
+        return self.loss(neighbours, predictions, everyone, own_rows(predictions))
 
     @torch.no_grad()
     def _neighbours(self, embeddings: Tensor, excluded: Tensor | None) -> Tensor:

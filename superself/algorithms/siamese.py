@@ -212,18 +212,15 @@ class SiameseSupervisor(SplitBatchNorm, JointEmbedding):
         with torch.autocast(query.device.type, enabled=False):
             query, embedding, key = (normalize(x.float(), dim=1) for x in (query, embedding, key))
             if embedding.shape == key.shape:
-                cosines, positive = (
-                    embedding @ gather(key).T,
-                    (embedding * key).sum(1),
-                )  # (B, N) for N images in all, (B,)
+                cosines = embedding @ gather(key).T  # (B, N) for N images in all
+                positive = (embedding * key).sum(1)  # (B,)
                 self.note("positive_cosine", positive)
                 if cosines.shape[1] > 1:
                     self.note("negative_cosine", (cosines.sum(1) - positive) / (cosines.shape[1] - 1))
             if negatives is not None and query.shape == key.shape:
                 others = query @ normalize(negatives.float(), dim=1).T  # (B, K)
-                ahead = ((others > (query * key).sum(1, keepdim=True)) & ~exclude).sum(
-                    1
-                )  # negatives nearer than the key
+                is_nearer = (others > (query * key).sum(1, keepdim=True)) & ~exclude  # than the key
+                ahead = is_nearer.sum(1)  # (B,)
                 self.note("top1", (ahead < 1).float())
                 self.note("top5", (ahead < 5).float())
         if "queue" in self.negatives:

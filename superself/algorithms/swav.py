@@ -110,10 +110,8 @@ class SwAVSupervisor(MultiCropEmbedding):
         super()._build()
         self.prototypes = Prototypes(self.embedding_width, self.n_prototypes)
         self.prototypes.renormalize()
-        sizes = [self.queue_size] * self.n_views if self.queue_size else []
-        self.queues = nn.ModuleList(
-            FeatureQueue(size, self.embedding_width) for size in sizes
-        )  # one for each large view
+        sizes = [self.queue_size] * self.n_views if self.queue_size else []  # one for each large view
+        self.queues = nn.ModuleList(FeatureQueue(size, self.embedding_width) for size in sizes)
 
     def _forward(self, data: Batch) -> Tensor:
         views = self.views(data)  # each (B, C, h, w)

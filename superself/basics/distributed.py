@@ -41,6 +41,16 @@ def gather(z: Tensor) -> Tensor:
     return _Gather.apply(z)
 
 
+def own_rows(z: Tensor) -> Tensor:
+    """Which of the gathered rows are the rows of this process.
+
+    Shape:
+        z (B, ...) -> (B, world_size * B) bool: true where row j of ``gather(z)`` is row i of ``z``.
+    """
+    rows = rank() * len(z) + torch.arange(len(z), device=z.device)
+    return rows[:, None] == torch.arange(world_size() * len(z), device=z.device)
+
+
 def require_equal_rows(rows: int, device: torch.device) -> None:
     """Raises a ValueError in every process unless all of them have the same number of rows; waits for an accelerator.
 

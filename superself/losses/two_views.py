@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from superself.basics.distributed import gather, rank, world_size
+from superself.basics.distributed import gather, own_rows
 from superself.basics.validate import require_positive
 from superself.losses.memory_bank import MemoryBankLoss
 
@@ -22,10 +22,8 @@ def compare_views(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor
     """
     views = torch.stack([first, second])  # (2, B, D)
     everyone = gather(views.transpose(0, 1)).transpose(0, 1)  # (2, N, D)
-    places = rank() * len(first) + torch.arange(len(first), device=first.device)
-    same_image = places[:, None] == torch.arange(world_size() * len(first), device=first.device)  # (B, N)
     positives = (first * second).sum(1).repeat(2)
-    return positives, views.flatten(0, 1) @ everyone.flatten(0, 1).T, same_image.repeat(2, 2)
+    return positives, views.flatten(0, 1) @ everyone.flatten(0, 1).T, own_rows(first).repeat(2, 2)
 
 
 class TwoViewLoss(MemoryBankLoss):
@@ -90,9 +88,8 @@ class TwoViewLoss(MemoryBankLoss):
         raise NotImplementedError
 
     def _mean_loss(self, positives: Tensor, others: Tensor, excluded: Tensor) -> Tensor:
-        alone = excluded.all(
-            1, keepdim=True
-        )  # anchors without negatives; -inf everywhere would make their gradient NaN
+        # Anchors without negatives: -inf everywhere would make their gradient NaN.
+        alone = excluded.all(1, keepdim=True)
         excluded = excluded & ~alone
         negatives = (others / self.temperature).masked_fill(excluded, -torch.inf)
         losses = self.loss_of_anchors(positives / self.temperature, negatives, excluded)

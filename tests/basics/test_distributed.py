@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import superself
-from superself.basics.distributed import gather, mean, rank, world_size
+from superself.basics.distributed import gather, mean, own_rows, rank, world_size
 
 TWO_PROCESSES = """
 import sys, torch
@@ -73,3 +73,7 @@ def test_two_processes_have_the_gradient_of_one_with_the_whole_batch(tmp_path):
     finally:
         for run in runs:
             run.kill()
+
+
+def test_in_one_process_every_row_is_its_own():
+    assert torch.equal(own_rows(torch.zeros(3, 2)), torch.eye(3, dtype=torch.bool))

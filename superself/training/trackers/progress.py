@@ -120,7 +120,8 @@ def shown_values(row: dict[str, Any]) -> list[tuple[str, float]]:
     measured = ("feature_", "embedding_")
     noted = [(k, v) for k, v in row.items() if k not in RESERVED and not k.startswith(measured)]
     knn = [("kNN", row["knn"])] if row.get("knn") is not None else []
-    return [*knn, *noted[:2], *spread, *noted[2:]]
+    spread.sort(key=lambda part: part[1])  # what has nearly collapsed comes first
+    return [*knn, *noted[:1], *spread, *noted[1:]]
 
 
 def duration(seconds: float) -> str:
