@@ -188,7 +188,7 @@ def test_the_noted_cosine_is_that_of_embedding_and_row():
 
 
 def test_a_projector_that_is_not_a_module_is_refused():
-    with pytest.raises(TypeError, match="projector is a str; pass an instance of nn.Module"):
+    with pytest.raises(TypeError, match="projector='mlp' is not a head; pass an instance of nn.Module"):
         discrimination(projector="mlp")
 
 

@@ -47,7 +47,7 @@ def test_a_custom_loss_gets_both_embeddings():
 def test_a_batch_that_is_too_small_is_refused_with_what_to_do():
     supervisor = w_mse(w_size=12)
     with pytest.raises(
-        ValueError, match="batch of 8 images is smaller than the 12 .* pass batch_size >= 12 to supervise"
+        ValueError, match="batch of 8 images is smaller than the 12 .* pass batches of at least 12 images"
     ):
         supervisor.supervise(epochs=1, batch_size=8, name="run", progress=False)
 
