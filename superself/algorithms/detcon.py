@@ -54,7 +54,7 @@ class DetConSupervisor(JointEmbedding):
     Args:
         dataset: see Supervisor, also for the options that are not listed here.
         augment: makes two views and must move masks, which functions of a batch do not.
-        segments: "felzenszwalb" finds them, "grid" cuts squares, "dataset" takes the masks of the data set (0 is no segment).
+        segments: "felzenszwalb" finds them, "grid" cuts squares, "dataset" takes the masks of the data set (0: background).
         scale: of Felzenszwalb's method: the larger, the fewer segments; bounds to draw it from for each image; None for 0.3
             pixels^(3/4), which is 54 for 32 x 32, and 1000, the paper's number, for 224 x 224.
         min_size: pixels of the smallest segments of Felzenszwalb's method; None for ``scale``.

@@ -35,7 +35,7 @@ class Segmenter:
     its image, also where ``scale`` has bounds.
 
     Args:
-        method: "felzenszwalb", "grid", or "dataset" for the masks of the data set, whose label 0 is no segment.
+        method: "felzenszwalb", "grid", or "dataset" for the masks of the data set, whose label 0 belongs to none.
         scale: of Felzenszwalb's method: the larger, the fewer segments; bounds to draw it from for each image; None for 0.3
             times the number of pixels to the power of 3/4, with which photographs have 3 to 10 segments.
         min_size: pixels of its smallest segments; None for ``scale``.
