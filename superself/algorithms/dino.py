@@ -117,12 +117,11 @@ class DINOSupervisor(MultiCropEmbedding):
         student = self.last_layer(self._embed_views(self.model, views)).chunk(len(views))  # f, each (B, K)
         teacher = self.teacher_last_layer(self.teacher(torch.cat(large))).chunk(len(large))  # g
         temperature = self.scheduled(self.teacher_temperature)
-        loss = self.loss(student, teacher, temperature)
-        if isinstance(self.loss, DINOLoss):
-            targets = torch.cat(self.loss.targets(teacher, temperature))
-            entropy = torch.special.entr(targets).sum(1).mean()
-            self.note("teacher_entropy", entropy)
-            self.note("kl", loss.detach() - entropy)
+        if not isinstance(self.loss, DINOLoss):
+            return self.loss(student, teacher, temperature)
+        loss, entropy = self.loss.with_entropy(student, teacher, temperature)
+        self.note("teacher_entropy", entropy)
+        self.note("kl", loss.detach() - entropy)
         return loss
 
     def _after_step(self) -> None:

@@ -61,6 +61,12 @@ class DINOLoss(nn.Module):
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], teacher_temperature: float | None = None
     ) -> Tensor:
         """The loss of a batch; remembers the teacher's outputs for ``commit``."""
+        return self.with_entropy(student, teacher, teacher_temperature)[0]
+
+    def with_entropy(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], teacher_temperature: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of a batch, and the mean entropy () of the teacher's distributions; see ``forward``."""
         require_views(student, teacher, "student", "teacher")
         if student[0].shape[1] != len(self.center):
             raise ValueError(
@@ -72,7 +78,8 @@ class DINOLoss(nn.Module):
             targets = self.targets(teacher, teacher_temperature)
             outputs = torch.cat([view.detach().float() for view in teacher])
             self._pending = outputs.sum(0), len(outputs)
-            return cross_view_entropy(predicted, targets)
+            entropy = torch.special.entr(torch.cat(targets)).sum(1).mean()
+            return cross_view_entropy(predicted, targets), entropy
 
     @torch.no_grad()
     def targets(self, teacher: Sequence[Tensor], teacher_temperature: float | None = None) -> list[Tensor]:
