@@ -165,15 +165,17 @@ class Race:
         arguments = {"backbone": self.options.backbone, "seed": self.seed, **self.arguments}
         return create(self.algorithm, images, **arguments).to(self.device)
 
-    def supervise(self, supervisor: Supervisor, epochs: int, trackers: Sequence[Tracker] = ()) -> float:
-        """Trains without printing, and returns the seconds that it took."""
+    def supervise(
+        self, supervisor: Supervisor, epochs: int, trackers: Sequence[Tracker] = (), store: Path | None = None
+    ) -> float:
+        """Trains without printing, and returns the seconds that it took; the run is kept in ``store``."""
         began = self.now()
         with tempfile.TemporaryDirectory() as folder:
             supervisor.supervise(
                 lr=self.options.lr,
                 epochs=epochs,
                 batch_size=self.options.batch_size,
-                name=Path(folder) / "run",
+                name=(store or Path(folder)) / f"{self.algorithm}-{self.seed}",
                 lr_scheduler=SCHEDULE,
                 progress=False,
                 trackers=trackers,
@@ -191,7 +193,7 @@ class Race:
         steps_per_epoch = len(self.make(self.train)._sampler(batch, shuffle=False))  # ExemplarNet trains on a part
         planned = plan(seconds, step, epoch, min(len(self.train), steps_per_epoch * batch), batch)
         supervisor = self.make(random_part(self.train, planned.images))
-        taken = self.supervise(supervisor, planned.epochs)
+        taken = self.supervise(supervisor, planned.epochs, store=self.options.store)
         return supervisor, taken, supervisor.step * batch
 
     def time_steps(self, images: Images) -> tuple[float, float]:
@@ -304,6 +306,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--evaluate", type=int, default=5000, help="largest number of images of a split that features are measured on"
     )
+    parser.add_argument("--store", type=Path, help="a folder that keeps the trained runs, as ALGORITHM-SEED")
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--write", action="store_true", help="append the table to bench/RESULTS.md")
