@@ -26,13 +26,15 @@ LAYERS = (
     {"data"},
     {"augment"},
     {"evaluation"},
+    {"exporting", "reporting"},
     {"state"},
     {"buildable"},
     {"supervisor"},
     {"joint_embedding", "adversarial", "labels"},
     {"multi_crop"},
     {"algorithms"},
-    {"suggestions"},
+    {"loading", "suggestions"},
+    {"comparison", "embedding"},
 )
 MAY_IMPORT = {part: set().union(*LAYERS[:level]) for level, parts in enumerate(LAYERS) for part in parts}
 SIGNATURES = {

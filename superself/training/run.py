@@ -9,6 +9,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -402,6 +403,11 @@ class Run:
         """Tells every tracker what looks wrong."""
         for tracker in self.trackers:
             tracker.warn(text)
+
+    def figure(self, name: str, path: Path) -> None:
+        """Tells every tracker of a picture that was written."""
+        for tracker in self.trackers:
+            tracker.figure(name, path)
 
     def reset_optimizer_state(self, module: nn.Module) -> None:
         """Clears the optimizer state of a re-initialised module, such as momenta; for use in ``_before_epoch``."""
