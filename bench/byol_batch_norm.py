@@ -212,6 +212,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", type=Path, help="a file that stores each result, so that a study can continue")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--write", action="store_true", help="append the table to bench/RESULTS.md")
+    parser.set_defaults(store=None)  # trained networks are not kept
     options = parser.parse_args(arguments)
     options.set = {}  # of bench.learning
     if unknown := [name for name in options.variants if name not in VARIANTS]:
