@@ -18,7 +18,6 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -103,6 +102,7 @@ class Trial(Race):
     def __init__(self, name: str, train: Images, test: Images, seed: int, options: argparse.Namespace) -> None:
         super().__init__("siamese", train, test, seed, options)
         self.variant, self.last = VARIANTS[name], LastRow()
+        self.observers = [self.last]
 
     def measure(self) -> dict[str, dict[str, float]]:
         """What the variant and the network with random weights reach."""
@@ -121,20 +121,6 @@ class Trial(Race):
         arguments = {**self.variant.arguments, **self.variant.heads(), "symmetric": True, "momentum": momentum}
         arguments |= {"backbone": self.options.backbone, "seed": self.seed}
         return create("siamese", images, **arguments).to(self.device)
-
-    def supervise(self, supervisor: Supervisor, epochs: int, trackers: Sequence[Tracker] = ()) -> float:
-        """Trains without printing, and returns the seconds that it took."""
-        began = self.now()
-        with tempfile.TemporaryDirectory() as folder:
-            supervisor.supervise(
-                epochs=epochs,
-                batch_size=self.options.batch_size,
-                name=Path(folder) / "run",
-                progress=False,
-                trackers=[*trackers, self.last],
-                **self.optimization(),
-            )
-        return self.now() - began
 
     def optimization(self) -> dict[str, Any]:
         """What supervise() gets of the optimizer."""

@@ -117,6 +117,7 @@ class Race:
         self.device = pick_device(options.device)
         self.known, self.asked = random_part(train, options.evaluate), random_part(test, options.evaluate)
         self.arguments = options.set.get(algorithm, {})
+        self.observers: list[Tracker] = []  # of every run
 
     def rows(self) -> list[list[Any]]:
         """Rows of the table: random initialisation, superself, and lightly if it has the algorithm."""
@@ -172,15 +173,18 @@ class Race:
         began = self.now()
         with tempfile.TemporaryDirectory() as folder:
             supervisor.supervise(
-                lr=self.options.lr,
                 epochs=epochs,
                 batch_size=self.options.batch_size,
                 name=(store or Path(folder)) / f"{self.algorithm}-{self.seed}",
-                lr_scheduler=SCHEDULE,
                 progress=False,
-                trackers=trackers,
+                trackers=[*trackers, *self.observers],
+                **self.optimization(),
             )
         return self.now() - began
+
+    def optimization(self) -> dict[str, Any]:
+        """Arguments of supervise(): learning rate and schedule."""
+        return {"lr": self.options.lr, "lr_scheduler": SCHEDULE}
 
     def train_ours(self) -> tuple[Supervisor, float, int]:
         """Times a few steps, then trains as long as the time allows: supervisor, seconds, images seen."""
