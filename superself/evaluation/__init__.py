@@ -1,31 +1,50 @@
 """Measures of a backbone: features, kNN, linear probe, comparison with random weights, collapse, neighbours."""
 
+from superself.evaluation.alignment import Alignment, feature_uniformity, other_cosine, view_alignment, view_cosine
 from superself.evaluation.chance import map_views, mean_prediction_loss
 from superself.evaluation.collapse import effective_rank, feature_rms, feature_std, mean_cosine
 from superself.evaluation.comparison import Comparison, compare
 from superself.evaluation.extraction import Features, features
 from superself.evaluation.figures import show_columns, show_neighbours
+from superself.evaluation.held_out import HeldOut, HeldOutLoss, held_out_loss
 from superself.evaluation.knn import knn_accuracy, knn_predict
 from superself.evaluation.linear import choose_regularisation, linear_accuracy
 from superself.evaluation.monitor import FeatureMonitor, spread
+from superself.evaluation.spectrum import LiDAR, Spectrum, alpha_req, lidar, rankme
+from superself.evaluation.unlabelled import UnlabelledEvaluator, view_features
 
 __all__ = [
+    "Alignment",
     "Comparison",
     "FeatureMonitor",
     "Features",
+    "HeldOut",
+    "HeldOutLoss",
+    "LiDAR",
+    "Spectrum",
+    "UnlabelledEvaluator",
+    "alpha_req",
     "choose_regularisation",
     "compare",
     "effective_rank",
     "feature_rms",
     "feature_std",
+    "feature_uniformity",
     "features",
+    "held_out_loss",
     "knn_accuracy",
     "knn_predict",
+    "lidar",
     "linear_accuracy",
     "map_views",
     "mean_cosine",
     "mean_prediction_loss",
+    "other_cosine",
+    "rankme",
     "show_columns",
     "show_neighbours",
     "spread",
+    "view_alignment",
+    "view_cosine",
+    "view_features",
 ]
