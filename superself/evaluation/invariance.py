@@ -182,7 +182,7 @@ def changed_cosines(
     plain: list[Tensor] = []
     sums = {name: dict.fromkeys(row, 0.0) for name, row in transforms.items()}
     with measuring(subject, images) as features_of:
-        for batch in chosen_images(images, count):
+        for batch in chosen_images(subject, images, count):
             pixels = to_float(batch)
             if pixels.min() < 0 or pixels.max() > 1:
                 raise ValueError(

@@ -40,7 +40,7 @@ def rotated_features(subject: Subject | nn.Module, dataset: Any, count: int = 20
     subject = as_subject(subject)
     images, rows = subject.open(dataset), []
     with measuring(subject, images) as features_of:
-        for batch in chosen_images(images, count):
+        for batch in chosen_images(subject, images, count):
             side = min(batch.shape[2:])
             top, left = ((length - side) // 2 for length in batch.shape[2:])
             square = batch[:, :, top : top + side, left : left + side]

@@ -55,14 +55,19 @@ class UnlabelledEvaluator(Evaluator):
         return self.images
 
 
-def chosen_images(images: Images, count: int) -> Iterator[Tensor]:
-    """Up to ``count`` images in batches (B, C, H, W), spread evenly over the data set; unreadable ones are left out."""
+def chosen_images(subject: Subject, images: Images, count: int) -> Iterator[Tensor]:
+    """Up to ``count`` images in batches (B, C, H, W), spread evenly over the data set; unreadable ones are left out.
+
+    Steps of the subject that belong to reading, and were not taken when the images were read, are taken here, so that
+    transforms get what they get in training.
+    """
+    reading = subject.preprocessing.reading if images.reading is None else None
     for places in torch.tensor(evenly_spaced(count, len(images))).split(BATCH):
         batch = images.batch(places)
         images.report_broken(batch.broken)
         readable = (batch.index == places).to(batch.images.device)
         if readable.any():
-            yield batch.images[readable]
+            yield batch.images[readable] if reading is None else reading(batch.images[readable])
 
 
 def as_subject(given: Subject | nn.Module, preprocessing: Preprocessing | None = None) -> Subject:
@@ -78,9 +83,9 @@ def measuring(subject: Subject, images: Images) -> Iterator[Callable[[Tensor], T
         subject: opened; its preprocessing is known.
         images: where the batches come from.
     Yields:
-        A function from images (B, C, h, w) of any type, with the values of the data set, to features (B, D) on the CPU.
+        A function from what ``chosen_images`` yields (B, C, h, w), or changed copies of it, to features (B, D) on the CPU.
     """
-    backbone, preprocessing = subject.backbone, subject.preprocessing.for_images(images)
+    backbone, preprocessing = subject.backbone, subject.preprocessing.for_images(images).for_raw_images(False)
     device = device_of(backbone)
 
     def features_of(batch: Tensor) -> Tensor:
@@ -117,7 +122,7 @@ def view_features(
     images = subject.open(dataset)
     with measuring(subject, images) as features_of:
         make = _view_maker(subject, augment)
-        found = [_views_of(batch, make, views, features_of) for batch in chosen_images(images, count)]
+        found = [_views_of(batch, make, views, features_of) for batch in chosen_images(subject, images, count)]
     if not found:
         raise ValueError("none of the chosen images can be read; pass a data set of which most images can be read.")
     return require_finite_features(torch.cat(found))
