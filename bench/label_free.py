@@ -65,11 +65,11 @@ def evaluators(count: int) -> list[Evaluator]:
     """Every measure without labels, on up to ``count`` images; those with many passes take fewer."""
     return [
         Spectrum(),
-        Alignment(count=count, augment=VIEWS),
-        LiDAR(count=max(2, count // 4), views=10, augment=VIEWS),
+        Alignment(count=count // 2, augment=VIEWS),
+        LiDAR(count=count // 6, views=10, augment=VIEWS),
         RotationProxy(count=count // 2),
-        Invariance(count=max(2, count // 20)),
-        Shortcuts(count=max(2, count // 4)),
+        Invariance(count=max(2, count // 30)),
+        Shortcuts(count=count // 4),
     ]
 
 
@@ -215,7 +215,7 @@ def all_rows(options: argparse.Namespace, device: torch.device) -> list[dict[str
         return {"run": run, "method": method, "architecture": describe(backbone), "values": values}
 
     def random_row(backbone: nn.Module) -> dict[str, Any]:
-        return row(f"random, {describe(backbone)}", RANDOM, random_network(backbone, images))
+        return row(f"random {describe(backbone).split(',')[0]}", RANDOM, random_network(backbone, images))
 
     for path in sorted(options.store.glob("*.pt")):
         stamp = f"{path.stem} {path.stat().st_size} {path.stat().st_mtime_ns}"
@@ -243,7 +243,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", help="a folder with train/CLASS and test/CLASS, or cifar10; default: the photographs")
     parser.add_argument("--size", type=int, help="pixels; 32 for the photographs, the images' own size otherwise")
     parser.add_argument("--images", type=int, default=2000, help="unlabelled training images that are measured")
-    parser.add_argument("--evaluate", type=int, default=5000, help="labelled images of each split for the accuracies")
+    parser.add_argument("--evaluate", type=int, default=4000, help="labelled images of each split for the accuracies")
     parser.add_argument("--rows", type=Path, help="a file that keeps each row, so that an interrupted run can continue")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--write", action="store_true", help="append the tables to bench/RESULTS.md")

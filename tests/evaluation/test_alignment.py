@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from superself import losses
@@ -167,8 +168,6 @@ def test_modes_are_restored_and_batches_do_not_matter(monkeypatch):
 
 
 def test_images_that_cannot_be_read_are_left_out(tmp_path):
-    from PIL import Image
-
     for place, image in enumerate(tiny_images(24)):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{place:02}.png")
     readable = view_features(TinyBackbone(), str(tmp_path), augment="plain")

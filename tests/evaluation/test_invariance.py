@@ -1,11 +1,14 @@
 """The invariance report: how far features move, relative to the distance between images."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from superself.augment import RandomHorizontalFlip
-from superself.data import photos, to_float
+from superself.data import Preprocessing, Reading, open_images, photos, to_float
 from superself.evaluation import SERIES, Invariance, Series, invariance_report
 from superself.evaluation.collapse import mean_cosine
 from superself.evaluation.subject import Subject
@@ -37,8 +40,6 @@ class Plain(nn.Module):
 
 def same(images):
     """The subject of a backbone that sees the stored pixels in [0, 1]."""
-    from superself.data import Preprocessing
-
     return Preprocessing(tuple(images.shape[1:]), "uint8", (0.0,) * images.shape[1], (1.0,) * images.shape[1])
 
 
@@ -96,8 +97,6 @@ def test_text_has_a_line_for_each_transform_with_its_strengths():
 
 
 def test_the_picture_is_written(tmp_path):
-    from PIL import Image
-
     evaluator = Invariance(tiny_images(6), count=4)
     path = evaluator.figure(Subject(TinyBackbone()), tmp_path / "a" / "invariance.png")
     assert path.exists() and min(Image.open(path).size) > 200
@@ -128,16 +127,13 @@ def test_pixels_that_transforms_cannot_take_are_refused():
 
 def test_reading_steps_are_taken_before_the_transforms():
     images = tiny_images(6)
-    subject = Subject(Plain(), same(images))
-    expected = invariance_report(subject, images, series={"blur": SERIES["blur"]})
-    from dataclasses import replace
-
-    from superself.data import Reading, open_images
-
-    reading = Subject(Plain(), replace(same(images), reading=Reading(norm=255.0), dtype="float32"))
-    for dataset in (images, open_images(images), open_images(images, norm=255.0)):
-        found = invariance_report(reading, dataset, series={"blur": SERIES["blur"]})
-        assert found.moved["blur"] == pytest.approx(expected.moved["blur"], rel=1e-4)
+    known = replace(same(images), mean=(0.2,) * 3, std=(0.1,) * 3, dtype="float32", reading=Reading(norm=510.0))
+    series = {"noise": SERIES["noise"]}
+    halves = images / 510  # as they are read
+    expected = invariance_report(Subject(Plain(), replace(known, reading=None)), halves, series=series).moved["noise"]
+    for dataset in (images, open_images(images), open_images(images, norm=510.0)):
+        found = invariance_report(Subject(Plain(), known), dataset, series=series)
+        assert found.moved["noise"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_evaluator_gives_one_minus_the_mean_movement_and_repeats_itself():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from superself.evaluation import RotationProxy, linear_accuracy, rotated_features, rotation_accuracy
+from superself.evaluation import Features, RotationProxy, linear_accuracy, rotated_features, rotation_accuracy
 from superself.evaluation import rotation_proxy as module
 from superself.evaluation.rotation_proxy import split_images
 from superself.evaluation.subject import Subject
@@ -71,8 +71,6 @@ def test_it_is_the_linear_accuracy_of_the_rotation():
     train, test = split_images(rotated, 0.25, seed=3)
     assert len(test) == 10
     labels = torch.arange(4)
-    from superself.evaluation import Features
-
     parts = [Features(part.flatten(0, 1), labels.repeat(len(part))) for part in (train, test)]
     assert rotation_accuracy(rotated, 0.1, 0.25, seed=3) == linear_accuracy(*parts, 0.1)
 

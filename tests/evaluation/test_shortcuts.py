@@ -8,7 +8,14 @@ from torch import nn
 
 from superself import JigsawNetSupervisor, PIRLSupervisor, RotateNetSupervisor
 from superself.data import Batch, open_images
-from superself.evaluation import Shortcuts, feature_shortcuts, held_out_loss, pretext_shortcuts
+from superself.evaluation import (
+    SERIES,
+    Shortcuts,
+    feature_shortcuts,
+    held_out_loss,
+    invariance_report,
+    pretext_shortcuts,
+)
 from superself.evaluation.shortcuts import without_gaps
 from superself.evaluation.subject import Subject
 
@@ -128,5 +135,7 @@ def test_features_of_colour_do_not_survive_grey_and_survive_blur():
     images = tiny_images(12)
     kept = feature_shortcuts(Colour(), images)
     assert kept["grey"] < 0.5 and kept["low-pass"] > 0.95
+    report = invariance_report(Colour(), images, series={"grey": SERIES["grey"]})
+    assert kept["grey"] == pytest.approx(1 - report.moved["grey"][1.0])
     values = Shortcuts(images).evaluate(Subject(Colour()))
     assert values == {"shortcut_low_pass": kept["low-pass"], "shortcut_grey": kept["grey"]}
