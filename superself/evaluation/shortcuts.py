@@ -21,6 +21,8 @@ LOW_PASS = (
     1 / 16
 )  # sigma of the blur as a share of the shorter side: objects stay recognisable, texture and noise do not
 HARDLY, MOSTLY = 0.9, 0.5  # shares of what is gained over chance
+AT_CHANCE = 0.02  # share of the chance level: a smaller gain is none
+UNSOLVED = "says nothing: the originals are hardly better than chance"
 CUES = {"grey": "colour", "low-pass": "fine detail (texture, noise, compression)"}  # what the change takes away
 ACCURACIES = ("accuracy", "top1")  # what methods note
 
@@ -34,7 +36,7 @@ class ShortcutRow:
         loss: of the method on the changed images.
         accuracy: of the method on its own task, or None if it notes none.
         kept: share of what the original gains over chance that is kept: 1 is all of it, 0 is chance level; None without a
-            chance level, or where the original is not better than chance.
+            chance level, or where the original is hardly better than chance.
         sentence: what this says.
     """
 
@@ -91,15 +93,18 @@ def pretext_shortcuts(
 
     loss, accuracy, chance = measure()
     rows = [ShortcutRow("original", loss, accuracy, None, "")]
+    unsolved = _unsolved(loss, chance)
     for change, transform in cue_removals(images.shape).items():
         changed, accuracy, _ = measure(transform)
         kept = _kept(changed, loss, chance)
-        rows.append(ShortcutRow(change, changed, accuracy, kept, _sentence(CUES[change], changed, loss, kept)))
+        sentence = UNSOLVED if unsolved else _sentence(CUES[change], changed, loss, kept)
+        rows.append(ShortcutRow(change, changed, accuracy, kept, sentence))
     if isinstance(getattr(supervisor, "cut", None), GridTiles):
         with without_gaps(supervisor):
             changed, accuracy, _ = measure()
         kept = _kept(changed, loss, chance)
-        rows.append(ShortcutRow("no gaps", changed, accuracy, kept, _sentence_about_gaps(changed, loss)))
+        sentence = UNSOLVED if unsolved else _sentence_about_gaps(changed, loss)
+        rows.append(ShortcutRow("no gaps", changed, accuracy, kept, sentence))
     return ShortcutTable(type(supervisor).__name__, chance, tuple(rows))
 
 
@@ -173,7 +178,11 @@ def without_gaps(supervisor: Any) -> Iterator[None]:
 
 
 def _kept(changed: float, original: float, chance: float | None) -> float | None:
-    return None if chance is None or original >= chance else (chance - changed) / (chance - original)
+    return None if chance is None or _unsolved(original, chance) else (chance - changed) / (chance - original)
+
+
+def _unsolved(original: float, chance: float | None) -> bool:
+    return chance is not None and chance - original < AT_CHANCE * abs(chance)
 
 
 def _sentence(cue: str, changed: float, original: float, kept: float | None) -> str:
