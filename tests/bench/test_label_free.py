@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from scipy import stats
 
 from bench import label_free, report
 from bench.label_free import correlation_table, interval, random_network, spearman, within_methods
-from superself import RotateNetSupervisor, SimCLRSupervisor
-from superself.data import Preprocessing, open_images, photos
+from superself import RotateNetSupervisor
+from superself.data import Preprocessing, open_images
 
 from cases import TinyBackbone, tiny_images
 
@@ -83,19 +84,20 @@ def test_a_random_network_has_other_weights_and_the_statistics_of_the_images():
 
 def test_stored_runs_are_measured_once_and_tabulated(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "RESULTS", tmp_path / "RESULTS.md")
-    images = photos("train", 16).sample(64)
-    for place, algorithm in enumerate((RotateNetSupervisor, RotateNetSupervisor, SimCLRSupervisor)):
-        supervisor = algorithm(images, backbone="resnet9:width=0.0625", seed=place)
-        supervisor.supervise(epochs=1, batch_size=32, name=tmp_path / f"{algorithm.family}-{place}", progress=False)
+    splits = [[(image, i % 3) for i, image in enumerate(tiny_images(60, seed=seed))] for seed in (0, 1)]
+    splits = tuple(open_images(split).load() for split in splits)
+    monkeypatch.setattr(label_free, "open_splits", lambda data, size: splits)
+    supervisor = RotateNetSupervisor(tiny_images(64), backbone="resnet9:width=0.0625", seed=0)
+    supervisor.supervise(epochs=1, batch_size=32, name=tmp_path / "rotatenet-0", progress=False)
+    for copy in ("rotatenet-1", "other-0"):
+        shutil.copy(tmp_path / "rotatenet-0.pt", tmp_path / f"{copy}.pt")
     (tmp_path / "broken-0.pt").write_bytes(b"nothing")
-    command = (
-        f"--store {tmp_path} --size 16 --images 40 --evaluate 60 --rows {tmp_path}/rows.jsonl --device cpu --write"
-    )
+    command = f"--store {tmp_path} --images 40 --evaluate 60 --rows {tmp_path}/rows.jsonl --device cpu --write"
     label_free.main(command.split())
     captured = capsys.readouterr()
     assert "broken-0.pt is left out" in captured.err
     lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert sorted(line["row"]["method"] for line in lines) == ["contrastive", "patch", "patch", "random"]
+    assert sorted(line["row"]["method"] for line in lines) == ["other", "random", "rotatenet", "rotatenet"]
     for line in lines:
         values = line["row"]["values"]
         assert set(label_free.MEASURES) < set(values) and all(0 <= values[name] <= 100 for name in ("linear", "knn"))
@@ -111,6 +113,8 @@ def test_stored_runs_are_measured_once_and_tabulated(tmp_path, monkeypatch, caps
     assert capsys.readouterr().out.split("\n\n", 1)[1] == captured.out.split("\n\n", 1)[1]
 
 
-def test_a_folder_without_runs_says_so(tmp_path):
+def test_a_folder_without_runs_says_so(tmp_path, monkeypatch):
+    images = open_images([(image, 0) for image in tiny_images(4)]).load()
+    monkeypatch.setattr(label_free, "open_splits", lambda data, size: (images, images))
     with pytest.raises(SystemExit, match="holds no run that can be loaded"):
-        label_free.main(["--store", str(tmp_path), "--size", "16", "--images", "40"])
+        label_free.main(["--store", str(tmp_path), "--images", "40"])
