@@ -63,8 +63,8 @@ def held_out_loss(
     require_count("count", count, "is the number of images that are measured")
     if supervisor.knows_its_images and images is not supervisor.images:
         raise ValueError(
-            f"the loss of {type(supervisor).__name__} is about its own training images, so other images have none; pass "
-            "supervisor.images to measure it on new views of these."
+            f"the loss of {type(supervisor).__name__} is about its own training images, so other images have none; leave out "
+            "testdata=, or pass supervisor.images to held_out_loss() to measure it on new views of these."
         )
     if batch_size is None:
         batch_size = 128 if supervisor.run is None else supervisor.run.settings.batch_size

@@ -79,7 +79,8 @@ def test_a_random_network_has_other_weights_and_the_statistics_of_the_images():
     inputs = network.layers[0](network.preprocessing(images.sample(40)))
     torch.testing.assert_close(network.layers[1].running_mean, inputs.mean((0, 2, 3)).detach())
     assert backbone.layers[1].num_batches_tracked == 0 and network.training is backbone.training
-    assert torch.equal(random_network(backbone, images, seed=1).layers[0].weight, network.layers[0].weight)
+    again, other = (random_network(backbone, images, seed).layers[0].weight for seed in (1, 2))
+    assert torch.equal(again, network.layers[0].weight) and not torch.equal(other, network.layers[0].weight)
 
 
 def test_stored_runs_are_measured_once_and_tabulated(tmp_path, monkeypatch, capsys):
