@@ -35,13 +35,13 @@ from torch import nn
 
 from bench import peers
 from bench.contestants import EveryStep
-from bench.pretext import held_out_loss, reconstruction_errors
+from bench.pretext import reconstruction_errors
 from bench.report import CORES, append, command, listed, machine, pick_device, section, table
 from superself import Supervisor, Tracker, compare
 from superself.algorithms import ALGORITHMS, create, list_presets
 from superself.data import Images, Preprocessing, open_images, photos
 from superself.data.sources import TensorSource
-from superself.evaluation import features, knn_accuracy, linear_accuracy
+from superself.evaluation import features, held_out_loss, knn_accuracy, linear_accuracy
 from superself.networks import build_backbone, describe
 from superself.training import warmup_cosine
 
@@ -144,15 +144,12 @@ class Race:
     def loss_cell(self, supervisor: Supervisor) -> str:
         """The pretext loss and its chance level."""
         images, remark = random_part(self.asked, LOSS_OF), ""  # of every class, whatever their order
-        positions = torch.arange(len(images))
         if supervisor.knows_its_images:  # each training image is a class; other images have none
             images, remark = supervisor.images, ", training images"
-            places = supervisor.run.sampler.places
-            positions = torch.arange(len(images)) if places is None else places
         if hasattr(supervisor, "reconstruct"):  # losses of two players say little, reconstruction errors say more
             own, to_others = reconstruction_errors(supervisor, self.asked)
             remark = f", reconstruction error {own:.3f} to its image (mean image: 1), {to_others:.3f} to others"
-        loss, chance = held_out_loss(supervisor, images, positions[:LOSS_OF], self.options.batch_size)
+        loss, chance, _ = held_out_loss(supervisor, images, LOSS_OF, self.options.batch_size)
         return f"{loss:.3f}" + ("" if chance is None else f" (chance {chance:.3f})") + remark
 
     def row(self, name: str, seconds: float, seen: int, found: dict[str, float], loss: str | None = None) -> list[Any]:

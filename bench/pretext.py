@@ -1,56 +1,12 @@
-"""How well a pretext task is solved on images that were not used for training."""
+"""How well the networks that reconstruct images do so."""
 
 from __future__ import annotations
 
-import statistics
-
 import torch
-from torch import Tensor
 
 from superself import Supervisor
 from superself.data import Images
-from superself.networks import MemoryBank
 from superself.networks.modes import evaluation_mode
-
-
-@torch.no_grad()
-def held_out_loss(
-    supervisor: Supervisor, images: Images, chosen: Tensor, batch_size: int
-) -> tuple[float, float | None]:
-    """The algorithm's loss on the chosen images in evaluation mode, over whole batches, and its chance level.
-
-    The rows of a memory bank belong to the images of the training set. For this measurement each bank is replaced by one for
-    the chosen images, filled with the embeddings that the trained network gives for them.
-
-    Args:
-        supervisor: after ``supervise()``.
-        images: the data set that the images are in.
-        chosen: (n,) their positions; with a memory bank 0 to n - 1.
-        batch_size: images per batch; a last batch of fewer is left out.
-    """
-    banks = {name: bank for name, bank in supervisor.named_children() if isinstance(bank, MemoryBank)}
-    losses: list[float] = []
-    try:
-        for name, bank in banks.items():
-            fresh = MemoryBank(len(chosen), bank.features.shape[1], momentum=0.0)
-            setattr(supervisor, name, fresh.to(supervisor.device))
-        with evaluation_mode(supervisor):
-            for filling in [True, False] if banks else [False]:
-                for positions in chosen.split(batch_size):
-                    if len(positions) < batch_size and losses and not filling:
-                        continue
-                    with supervisor.run.autocast():
-                        loss = supervisor._forward(images.batch(positions).to(supervisor.device))
-                    if filling:
-                        for name in banks:
-                            getattr(supervisor, name).commit()
-                    else:
-                        losses.append(loss.item())
-        chance = supervisor.chance_loss  # depends on the number of rows of these banks
-    finally:
-        for name, bank in banks.items():
-            setattr(supervisor, name, bank)
-    return statistics.mean(losses), chance
 
 
 @torch.no_grad()

@@ -1,31 +1,65 @@
 """Measures of a backbone: features, kNN, linear probe, comparison with random weights, collapse, neighbours."""
 
+from superself.evaluation.alignment import Alignment, feature_uniformity, other_cosine, view_alignment, view_cosine
 from superself.evaluation.chance import map_views, mean_prediction_loss
 from superself.evaluation.collapse import effective_rank, feature_rms, feature_std, mean_cosine
 from superself.evaluation.comparison import Comparison, compare
 from superself.evaluation.extraction import Features, features
 from superself.evaluation.figures import show_columns, show_neighbours
+from superself.evaluation.held_out import HeldOut, HeldOutLoss, held_out_loss
+from superself.evaluation.invariance import SERIES, Invariance, InvarianceReport, Series, invariance_report
 from superself.evaluation.knn import knn_accuracy, knn_predict
 from superself.evaluation.linear import choose_regularisation, linear_accuracy
 from superself.evaluation.monitor import FeatureMonitor, spread
+from superself.evaluation.rotation_proxy import RotationProxy, rotated_features, rotation_accuracy
+from superself.evaluation.shortcuts import Shortcuts, ShortcutTable, feature_shortcuts, pretext_shortcuts
+from superself.evaluation.spectrum import LiDAR, Spectrum, alpha_req, lidar, rankme
+from superself.evaluation.unlabelled import UnlabelledEvaluator, view_features
 
 __all__ = [
+    "SERIES",
+    "Alignment",
     "Comparison",
     "FeatureMonitor",
     "Features",
+    "HeldOut",
+    "HeldOutLoss",
+    "Invariance",
+    "InvarianceReport",
+    "LiDAR",
+    "RotationProxy",
+    "Series",
+    "ShortcutTable",
+    "Shortcuts",
+    "Spectrum",
+    "UnlabelledEvaluator",
+    "alpha_req",
     "choose_regularisation",
     "compare",
     "effective_rank",
     "feature_rms",
+    "feature_shortcuts",
     "feature_std",
+    "feature_uniformity",
     "features",
+    "held_out_loss",
+    "invariance_report",
     "knn_accuracy",
     "knn_predict",
+    "lidar",
     "linear_accuracy",
     "map_views",
     "mean_cosine",
     "mean_prediction_loss",
+    "other_cosine",
+    "pretext_shortcuts",
+    "rankme",
+    "rotated_features",
+    "rotation_accuracy",
     "show_columns",
     "show_neighbours",
     "spread",
+    "view_alignment",
+    "view_cosine",
+    "view_features",
 ]
