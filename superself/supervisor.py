@@ -20,6 +20,7 @@ from superself.data import Batch, BatchLoader, EpochSampler
 from superself.evaluation.monitor import MonitorTracker
 from superself.networks import compilable_networks, describe, replicated
 from superself.networks.batch_norm import synchronized_batch_norm
+from superself.reporting import ReportTracker
 from superself.state import load_run
 from superself.training import (
     Duration,
@@ -395,7 +396,8 @@ class Supervisor(Buildable):
     def _trackers(self) -> list[Tracker]:
         """The observers that every run has."""
         settings = self.run.settings
-        return [Record(settings.name), *([Progress()] if settings.progress else []), MonitorTracker(self)]
+        progress = [Progress()] if settings.progress else []
+        return [Record(settings.name), *progress, MonitorTracker(self), ReportTracker(settings.name)]
 
     def _as_batch(self, values: Any) -> Batch:
         """What a loader yields as a Batch."""
