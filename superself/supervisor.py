@@ -82,6 +82,8 @@ class Supervisor(Buildable):
     """
 
     family: ClassVar[str] = ""  # "patch", "predictive", "generative", "contrastive" or "clustering"
+    paper: ClassVar[tuple[str, str]] = ("", "")  # authors and year, and the address
+    good_for: ClassVar[str] = ""  # which images or purposes it suits, in a few words
     loss_meaning: ClassVar[str] = "lower is better"  # one clause: what the loss measures, which direction is good
     likely_causes: ClassVar[tuple[str, ...]] = (  # printed with a verdict that something is wrong, most likely first
         "the learning rate is too high for this optimizer (try a tenth of it)",

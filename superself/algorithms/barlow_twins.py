@@ -45,6 +45,8 @@ class BarlowTwinsSupervisor(JointEmbedding):
 
     projector_defaults = {"out_features": 2048, "hidden": 2048, "layers": 3, "norm": "batch", "last_bias": False}
     family = "contrastive"
+    paper = ("Zbontar et al. 2021", "https://arxiv.org/abs/2103.03230")
+    good_for = "features without redundancy; no negatives, no second network"
     compares_images = True
     loss_meaning = "distance of the cross-correlation of both views' features to the identity; 0 is perfect"
     likely_causes = (
