@@ -6,6 +6,7 @@ from superself.data import Batch
 from superself.evaluation import compare, features
 from superself.labels import LabelSupervisor
 from superself.networks import CombinedNet
+from superself.reporting import report
 from superself.suggestions import Suggestion, suggest
 from superself.supervisor import Supervisor
 from superself.training import Tracker
@@ -22,5 +23,6 @@ __all__ = [
     "__version__",
     "compare",
     "features",
+    "report",
     "suggest",
 ]

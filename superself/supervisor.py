@@ -20,6 +20,7 @@ from superself.data import Batch, BatchLoader, EpochSampler
 from superself.evaluation.monitor import MonitorTracker
 from superself.networks import compilable_networks, describe, replicated
 from superself.networks.batch_norm import synchronized_batch_norm
+from superself.reporting import ReportTracker
 from superself.state import load_run
 from superself.training import (
     Duration,
@@ -81,6 +82,8 @@ class Supervisor(Buildable):
     """
 
     family: ClassVar[str] = ""  # "patch", "predictive", "generative", "contrastive" or "clustering"
+    paper: ClassVar[tuple[str, str]] = ("", "")  # authors and year, and the address
+    good_for: ClassVar[str] = ""  # which images or purposes it suits, in a few words
     loss_meaning: ClassVar[str] = "lower is better"  # one clause: what the loss measures, which direction is good
     likely_causes: ClassVar[tuple[str, ...]] = (  # printed with a verdict that something is wrong, most likely first
         "the learning rate is too high for this optimizer (try a tenth of it)",
@@ -395,7 +398,8 @@ class Supervisor(Buildable):
     def _trackers(self) -> list[Tracker]:
         """The observers that every run has."""
         settings = self.run.settings
-        return [Record(settings.name), *([Progress()] if settings.progress else []), MonitorTracker(self)]
+        progress = [Progress()] if settings.progress else []
+        return [Record(settings.name), *progress, MonitorTracker(self), ReportTracker(settings.name)]
 
     def _as_batch(self, values: Any) -> Batch:
         """What a loader yields as a Batch."""

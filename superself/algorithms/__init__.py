@@ -51,6 +51,16 @@ def list_presets() -> dict[str, str]:
     return {preset: name for name, cls in sorted(ALGORITHMS.items()) for preset in cls.presets}
 
 
+def algorithms_table() -> str:
+    """A Markdown table of all algorithms: name, class, paper, and what it is good for."""
+    rows = ["| name | class | paper | good for |", "|---|---|---|---|"]
+    for name, cls in sorted(ALGORITHMS.items()):
+        authors, address = cls.paper
+        page = f"[`{name}`](docs/algorithms/{name}.md)"
+        rows.append(f"| {page} | `{cls.__name__}` | [{authors}]({address}) | {cls.good_for} |")
+    return "\n".join(rows)
+
+
 def create(algorithm: str, *args: Any, **kwargs: Any) -> Supervisor:
     """Makes a supervisor by name: ``create("rotatenet", "my_images", image_size=64)``.
 
@@ -86,6 +96,7 @@ def _subclasses(cls: type) -> list[type]:
 __all__ = [
     *sorted(cls.__name__ for cls in ALGORITHMS.values()),
     "ALGORITHMS",
+    "algorithms_table",
     "create",
     "list_algorithms",
     "list_presets",

@@ -25,12 +25,13 @@ class BarlowTwinsSupervisor(JointEmbedding):
     second network, and constant features are not a solution. Wide embeddings work best.
 
     Source: Zbontar et al., Barlow Twins, arXiv:2103.03230, Algorithm 1, and the authors' code.
-    Deviations: a projector of 2048 instead of 8192 features, with a larger lambda, unless the preset
+    Deviations: a projector of 2048 instead of 8192 features, and lambda in proportion to the batch, unless the preset
         "barlow-twins-paper" is used; any optimizer instead of LARS; views without blur up to 32 pixels.
     Args:
         dataset: see Supervisor, also for the options that are not listed here.
         augment: makes two views; see Supervisor.
-        weight: lambda, of the off-diagonal elements; None takes 0.0051 sqrt(8192 / E), see ``losses.BarlowTwins``.
+        weight: lambda, of the off-diagonal elements; None takes 0.0051 (8192 / E) (N / 2048) for batches of N, see
+            ``losses.BarlowTwins``.
         scale: multiplies the loss; matters to optimizers that do not normalise gradients, such as SGD.
         backbone: None for EfficientFeatures, a torchvision name, "timm:NAME", or a module.
         projector: from features (B, D) to embeddings (B, E); a module, a dictionary of arguments of MLP, or None for three
@@ -44,6 +45,8 @@ class BarlowTwinsSupervisor(JointEmbedding):
 
     projector_defaults = {"out_features": 2048, "hidden": 2048, "layers": 3, "norm": "batch", "last_bias": False}
     family = "contrastive"
+    paper = ("Zbontar et al. 2021", "https://arxiv.org/abs/2103.03230")
+    good_for = "features without redundancy; no negatives, no second network"
     compares_images = True
     loss_meaning = "distance of the cross-correlation of both views' features to the identity; 0 is perfect"
     likely_causes = (

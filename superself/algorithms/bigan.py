@@ -59,6 +59,8 @@ class BiGanSupervisor(AdversarialSupervisor):
 
     presets = {"bigan-imagenet": {"latent": 200, "discriminator_lr": 1.0}}
     family = "generative"
+    paper = ("Donahue et al. 2017", "https://arxiv.org/abs/1605.09782")
+    good_for = "generating and encoding at once; features come second"
     compares_images = False
     fixed_image_size = True  # the decoder's
     smallest_image = 2

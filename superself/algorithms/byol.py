@@ -51,6 +51,8 @@ class BYOLSupervisor(JointEmbedding):
     projector_defaults = {"out_features": 256, "hidden": 4096, "norm": "batch"}
     predictor_defaults = {"hidden": 4096, "norm": "batch"}
     family = "contrastive"
+    paper = ("Grill et al. 2020", "https://arxiv.org/abs/2006.07733")
+    good_for = "most images; no negatives, so small batches are enough; keeps improving in long runs"
     compares_images = False
     loss_meaning = (
         "2 - 2 cos of prediction and target, both directions; 0 is perfect, but a collapsed network also reaches 0"

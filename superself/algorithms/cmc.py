@@ -59,6 +59,10 @@ class ContrastiveMultiviewCodingSupervisor(JointEmbedding):
 
     presets = {"cmc-stl10": {"temperature": 0.1}}
     family = "contrastive"
+    paper = ("Tian et al. 2020", "https://arxiv.org/abs/1906.05849")
+    good_for = (
+        "RGB images whose colours depend on what is shown; needs neither strong views nor large batches; two networks"
+    )
     loss_meaning = "cross-entropy of the matching channel view among all candidates, both directions; 0 is perfect"
     likely_causes = (
         "too few epochs: an image's rows change once per epoch and start at random (try 20, or contrast='batch')",

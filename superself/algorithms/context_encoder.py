@@ -64,6 +64,8 @@ class ContextNetSupervisor(AdversarialSupervisor):
 
     presets = {"context-encoder-center": {"region": "center", "overlap": 4}}
     family = "predictive"
+    paper = ("Pathak et al. 2016", "https://arxiv.org/abs/1604.07379")
+    good_for = "filling holes; scenes whose parts follow from their surroundings"
     compares_images = False
     fixed_image_size = True  # the decoder's
     smallest_image = 2

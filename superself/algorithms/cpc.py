@@ -79,6 +79,8 @@ class ContrastivePredictiveCodingSupervisor(Supervisor):
 
     presets = {"cpc-v2": {"patch_size": 80, "stride": 36}}
     family = "contrastive"
+    paper = ("Hénaff et al. 2020", "https://arxiv.org/abs/1905.09272")
+    good_for = "images of 64 pixels and more whose parts belong together; features without batch norm"
     compares_images = True  # the patches of all images of a batch are candidates
     smallest_image = 2
     loss_meaning = (

@@ -55,6 +55,8 @@ class DeepClusterSupervisor(JointEmbedding):
     """
 
     family = "clustering"
+    paper = ("Caron et al. 2018", "https://arxiv.org/abs/1807.05520")
+    good_for = "data sets that fall into groups; any batch size; a constant learning rate"
     compares_images = False
     loss_meaning = "cross-entropy of the cluster that the image's features belong to; 0 is perfect"
     likely_causes = (

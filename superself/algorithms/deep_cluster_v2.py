@@ -58,6 +58,8 @@ class DeepClusterV2Supervisor(JointEmbedding):
     """
 
     family = "clustering"
+    paper = ("Caron et al. 2020", "https://arxiv.org/abs/2006.09882")
+    good_for = "the same for long runs, without a second pass over the images"
     compares_images = False
     loss_meaning = "cross-entropy of the cluster that the image's embedding belonged to an epoch before; 0 is perfect"
     likely_causes = (

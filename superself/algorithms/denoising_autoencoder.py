@@ -53,6 +53,8 @@ class DenoiseNetSupervisor(Supervisor):
     """
 
     family = "predictive"
+    paper = ("Vincent et al. 2008", "https://doi.org/10.1145/1390156.1390294")
+    good_for = "the simplest baseline; cleaning images"
     compares_images = False
     fixed_image_size = True  # the decoder's
     loss_meaning = "squared error per value of the predicted clean image, normalised; 0 is perfect"

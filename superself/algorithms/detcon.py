@@ -76,6 +76,8 @@ class DetConSupervisor(JointEmbedding):
     projector_defaults = {"out_features": 256, "hidden": 2048}  # of DetCon-S
     heads_of_b = {"hidden": 4096, "norm": "batch", "last_bias": False}  # of DetCon-B, projector and predictor
     family = "contrastive"
+    paper = ("Hénaff et al. 2021", "https://arxiv.org/abs/2103.10957")
+    good_for = "images with several things in them; backbones for detection and segmentation"
     compares_images = True
     loss_meaning = "cross-entropy of finding a segment in the other view among all segments; 0 is perfect"
     likely_causes = (

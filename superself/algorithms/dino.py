@@ -59,6 +59,8 @@ class DINOSupervisor(MultiCropEmbedding):
     """
 
     family = "contrastive"
+    paper = ("Caron et al. 2021", "https://arxiv.org/abs/2104.14294")
+    good_for = "vision transformers, and features for kNN; exports the slow teacher"
     compares_images = False
     loss_meaning = (
         "cross-entropy of the student with the teacher; only good while teacher_entropy is neither 0 nor ln K"

@@ -46,6 +46,8 @@ class ExemplarNetSupervisor(Supervisor):
     """
 
     family = "patch"
+    paper = ("Dosovitskiy et al. 2014", "https://arxiv.org/abs/1406.6909")
+    good_for = "up to a few thousand images that differ from each other, with many epochs"
     compares_images = False
     loss_meaning = "cross-entropy of the image's identity; 0 is perfect"
     likely_causes = (

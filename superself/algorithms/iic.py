@@ -54,6 +54,8 @@ class IICSupervisor(Supervisor):
     """
 
     family = "clustering"
+    paper = ("Ji et al. 2019", "https://arxiv.org/abs/1807.06653")
+    good_for = "a known number of clusters, which `assign` gives; long runs"
     compares_images = True
     loss_meaning = "minus the mutual information of the clusters of two views; -ln K is perfect for K clusters"
     likely_causes = (

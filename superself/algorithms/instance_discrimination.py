@@ -53,6 +53,8 @@ class InstanceDiscriminationSupervisor(JointEmbedding):
 
     presets = {"npid-cifar10": {"temperature": 0.1}, "npid-imagenet": {"negatives": 4096}}
     family = "contrastive"
+    paper = ("Wu et al. 2018", "https://arxiv.org/abs/1805.01978")
+    good_for = "long runs over images that differ from each other: a row of its bank changes once per epoch"
     compares_images = False
     loss_meaning = "cross-entropy of the image among all images; 0 is perfect"
     likely_causes = (

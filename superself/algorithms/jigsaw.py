@@ -59,6 +59,8 @@ class JigsawNetSupervisor(Supervisor):
 
     presets = {"jigsaw-paper": {"grid": 3, "n_permutations": 1000, "n_permutations_per_image": 1}}
     family = "patch"
+    paper = ("Noroozi & Favaro 2016", "https://arxiv.org/abs/1603.09246")
+    good_for = "images with a layout: centred objects, scenes, faces; not textures"
     compares_images = False
     loss_meaning = "cross-entropy of the permutation; 0 is perfect"
     likely_causes = (

@@ -74,6 +74,8 @@ class MomentumContrastSupervisor(SplitBatchNorm, JointEmbedding):
     """
 
     family = "contrastive"
+    paper = ("He et al. 2020", "https://arxiv.org/abs/1911.05722")
+    good_for = "most images; negatives come from a queue, so small batches are enough"
     compares_images = False
     loss_meaning = "cross-entropy of finding the key of the same image in the queue; 0 is perfect"
     likely_causes = (

@@ -65,6 +65,8 @@ class MoCoV3Supervisor(JointEmbedding):
     }
     predictor_defaults = {"hidden": 4096, "layers": 2, "norm": "batch", "last_bias": False}
     family = "contrastive"
+    paper = ("Chen et al. 2021", "https://arxiv.org/abs/2104.02057")
+    good_for = "vision transformers, and large batches without a queue"
     compares_images = True
     loss_meaning = "cross-entropy of finding the key of the same image in the batch, both directions; 0 is perfect"
     likely_causes = (

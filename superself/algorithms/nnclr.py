@@ -55,6 +55,8 @@ class NNCLRSupervisor(JointEmbedding):
     projector_defaults = {"out_features": 256, "hidden": 2048, "layers": 3, "norm": "batch", "last_norm": "batch"}
     predictor_defaults = {"hidden": 4096, "norm": "batch"}
     family = "contrastive"
+    paper = ("Dwibedi et al. 2021", "https://arxiv.org/abs/2104.14548")
+    good_for = "data with many images of each kind; positives beyond augmentation"
     compares_images = True
     loss_meaning = "cross-entropy of finding the image's prediction in the batch by its nearest neighbour; 0 is perfect"
     likely_causes = (

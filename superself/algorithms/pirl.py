@@ -62,6 +62,8 @@ class PIRLSupervisor(JointEmbedding):
     """
 
     family = "contrastive"
+    paper = ("Misra & van der Maaten 2020", "https://arxiv.org/abs/1912.01991")
+    good_for = "like instance discrimination, with tiles of the image in addition; a step costs twice as much"
     compares_images = False
     loss_meaning = "cross-entropy of the image's row among others, for view and puzzle; 0 is perfect"
     likely_causes = (

@@ -48,6 +48,8 @@ class RotateNetSupervisor(Supervisor):
     """
 
     family = "patch"
+    paper = ("Gidaris et al. 2018", "https://arxiv.org/abs/1803.07728")
+    good_for = "images with an upright position: objects, scenes, people; not textures or aerial images"
     compares_images = False
     loss_meaning = "cross-entropy of the rotation; 0 is perfect"
     likely_causes = (

@@ -81,6 +81,8 @@ class SiameseSupervisor(SplitBatchNorm, JointEmbedding):
     projector_defaults = {"out_features": 128, "hidden": 512}
     predictor_defaults = {"hidden": 512}
     family = "contrastive"
+    paper = ("BYOL, MoCo, VICReg", "https://arxiv.org/abs/2006.07733")
+    good_for = "a joint embedding from parts: find out which part of a method matters"
     loss_meaning = (
         "the objective, summed over directions; 0 is perfect, which with ip and vic has no meaning without negatives"
     )

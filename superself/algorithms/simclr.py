@@ -64,6 +64,8 @@ class SimCLRSupervisor(JointEmbedding):
 
     projector_defaults = {"out_features": 128, "layers": 2, "norm": "batch", "last_norm": "batch"}
     family = "contrastive"
+    paper = ("Chen et al. 2020", "https://arxiv.org/abs/2002.05709")
+    good_for = "the plain contrastive baseline; presets `dcl` and `dclw` for small batches, `hcl` where most negatives are easy"
     compares_images = True
     loss_meaning = "cross-entropy of finding the other view of the same image; 0 is perfect"
     likely_causes = (

@@ -57,6 +57,8 @@ class SimSiamSupervisor(JointEmbedding):
     }
     predictor_defaults = {"norm": "batch"}  # and a bottleneck
     family = "contrastive"
+    paper = ("Chen & He 2021", "https://arxiv.org/abs/2011.10566")
+    good_for = "the simplest method without negatives; little memory"
     compares_images = False
     loss_meaning = "minus the cosine of prediction and target; -1 is perfect, but a collapsed network also reaches -1"
     likely_causes = (

@@ -67,6 +67,8 @@ class SplitBrainNetSupervisor(Supervisor):
     """
 
     family = "predictive"
+    paper = ("Zhang et al. 2017", "https://arxiv.org/abs/1611.09842")
+    good_for = "RGB images whose colours depend on what is shown; can colour grey pictures; two networks"
     loss_meaning = "cross-entropy of the bin of the colour plus that of the lightness; lower is better"
     likely_causes = (
         "too few steps: the frequencies of colours are learnt first, what they belong to comes later",

@@ -59,6 +59,8 @@ class SwAVSupervisor(MultiCropEmbedding):
 
     projector_defaults = {"out_features": 128, "hidden": 2048, "norm": "batch"}
     family = "clustering"
+    paper = ("Caron et al. 2020", "https://arxiv.org/abs/2006.09882")
+    good_for = "images that fall into groups; many small views instead of large batches"
     compares_images = True
     loss_meaning = "cross-entropy of predicting the codes of the other views; 0 is perfect, but codes are soft"
     likely_causes = (

@@ -45,6 +45,8 @@ class VICRegSupervisor(JointEmbedding):
 
     projector_defaults = {"out_features": 2048, "hidden": 2048, "layers": 3, "norm": "batch", "last_bias": False}
     family = "contrastive"
+    paper = ("Bardes et al. 2022", "https://arxiv.org/abs/2105.04906")
+    good_for = "excludes collapse explicitly; each view is regularised on its own"
     compares_images = True
     loss_meaning = (
         "distance of the views, lack of variance and covariance of features, weighted; 0 is perfect, and a collapsed network "

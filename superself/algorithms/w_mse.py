@@ -46,6 +46,8 @@ class WhiteningMSESupervisor(JointEmbedding):
 
     projector_defaults = {"out_features": 16, "hidden": 1024, "norm": "batch"}
     family = "contrastive"
+    paper = ("Ermolov et al. 2021", "https://arxiv.org/abs/2007.06346")
+    good_for = "narrow embeddings that fill all dimensions; no negatives"
     compares_images = True
     loss_meaning = "2 - 2 cos of the whitened embeddings of two views; 0 is perfect"
     likely_causes = (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +9,7 @@ from superself.basics.distributed import gather
 from superself.basics.validate import require_nonnegative, require_positive
 from superself.losses.pairs import require_pairs
 
-PAPER_WEIGHT, PAPER_WIDTH = 0.0051, 8192  # lambda, and the number of features that it is meant for
+PAPER_WEIGHT, PAPER_WIDTH, PAPER_BATCH = 0.0051, 8192, 2048  # lambda, and the features and images that it is meant for
 
 
 class BarlowTwins(nn.Module):
@@ -25,8 +23,9 @@ class BarlowTwins(nn.Module):
     Source: Zbontar et al., Barlow Twins, arXiv:2103.03230, Algorithm 1, and the authors' code.
     Deviations: none.
     Args:
-        weight: lambda, of the off-diagonal elements; None takes 0.0051 sqrt(8192 / D), which is the paper's for D = 8192 and
-            0.0204 for D = 512. In proportion to 1 / D, the noise of small batches outweighs the diagonal in narrow embeddings.
+        weight: lambda, of the off-diagonal elements; None takes 0.0051 (8192 / D) (N / 2048), at most 0.0051 (8192 / D): the
+            paper's for its D and N. Correlations of N images are noise of the size 1 / sqrt(N), so the term of D^2 elements
+            is about lambda D / N times that of the diagonal: this keeps the paper's 2 %, with which small batches learn too.
         scale: multiplies the loss; matters to optimizers that do not normalise gradients, such as SGD.
         eps: added to variances, so that a constant feature has the correlation 0.
     Shape:
@@ -57,16 +56,18 @@ class BarlowTwins(nn.Module):
             diagonal = correlation.diagonal()
             invariance = (1 - diagonal).square().sum()
             redundancy = (correlation - torch.diag(diagonal)).square().sum()
-        return self.scale * invariance, self.scale * self.weight_for(first.shape[1]) * redundancy
+        return self.scale * invariance, self.scale * self.weight_for(first.shape[1], len(first)) * redundancy
 
-    def weight_for(self, width: int) -> float:
-        """lambda for embeddings of this width."""
-        return PAPER_WEIGHT * math.sqrt(PAPER_WIDTH / width) if self.weight is None else self.weight
+    def weight_for(self, width: int, count: int) -> float:
+        """lambda for ``count`` embeddings of this width."""
+        if self.weight is not None:
+            return self.weight
+        return PAPER_WEIGHT * PAPER_WIDTH / width * min(1.0, count / PAPER_BATCH)
 
     def chance_level(self, width: int, count: int) -> float:
         """The expected loss of ``count`` images, if the views share nothing and features are independent of each other."""
         diagonal = width * (1 + 1 / count)
-        return self.scale * (diagonal + self.weight_for(width) * width * (width - 1) / count)
+        return self.scale * (diagonal + self.weight_for(width, count) * width * (width - 1) / count)
 
     def _standardized(self, features: Tensor) -> Tensor:
         """Features (N, D) of mean 0 and variance 1 over the images."""

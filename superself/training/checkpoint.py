@@ -115,7 +115,7 @@ def _is_free(path: Path, number: int) -> bool:
 
 
 def archive(name: str | Path) -> Path | None:
-    """Renames NAME.pt, .yaml, .csv and .skipped.txt of an earlier run to NAME.1.*, or the first number that is free.
+    """Renames NAME.pt, .yaml, .csv, .html and .skipped.txt of an earlier run to NAME.1.*, or the first number that is free.
 
     A new run can then be stored as NAME. The old one is loaded as "NAME.1".
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-RUN_FILES = (".yaml", ".csv", ".skipped.txt", ".pt")  # of one run; archived in this order
+RUN_FILES = (".yaml", ".csv", ".html", ".skipped.txt", ".pt")  # of one run; archived in this order
 REMEDY = "pass a name= in a folder with write permission and free space"
 
 

@@ -66,7 +66,7 @@ def test_the_projector_has_neither_norm_nor_bias_at_its_end():
 def test_the_preset_has_the_width_and_the_weight_of_the_paper(monkeypatch):
     monkeypatch.setattr(nn.Linear, "reset_parameters", lambda self: None)  # 134 million weights
     supervisor = create("barlow-twins-paper", tiny_images(), backbone=TinyBackbone())
-    assert supervisor.embedding_width == 8192 and supervisor.loss.weight_for(8192) == 0.0051
+    assert supervisor.embedding_width == 8192 and supervisor.loss.weight_for(8192, 64) == 0.0051
     assert BarlowTwinsSupervisor(backbone=TinyBackbone()).weight is None
 
 

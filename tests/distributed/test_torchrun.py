@@ -207,7 +207,12 @@ def test_every_algorithm_trains_in_two_processes_with_equal_weights(everything, 
 
 def test_the_first_process_alone_writes_and_prints(everything):
     folder, output, _, _ = everything
-    assert sorted(path.name for path in (folder / "store").glob("two*")) == ["two.csv", "two.pt", "two.yaml"]
+    assert sorted(path.name for path in (folder / "store").glob("two*")) == [
+        "two.csv",
+        "two.html",
+        "two.pt",
+        "two.yaml",
+    ]
     assert output.count("epoch 2/2") == 1 and output.count("plan: 2 epochs of 2 steps") == 1
     assert "processes: 2" in (folder / "store/two.yaml").read_text()
 

@@ -280,7 +280,7 @@ def test_leftovers_of_killed_writes_are_removed_at_the_next_start_and_no_other_f
     for name in others:
         Path(name).write_text("kept")
     rotatenet().supervise(**SHORT)
-    assert sorted(os.listdir()) == sorted([*others, "run.csv", "run.pt", "run.yaml"])
+    assert sorted(os.listdir()) == sorted([*others, "run.csv", "run.html", "run.pt", "run.yaml"])
 
 
 def test_leftovers_next_to_the_target_of_a_link_are_removed():

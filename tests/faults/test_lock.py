@@ -83,7 +83,7 @@ def test_the_lock_is_held_during_the_run_and_removed_at_its_end():
     looks = Looks()
     rotatenet().supervise(**SHORT, trackers=[looks])
     assert looks.holder["pid"] == os.getpid() and looks.holder["host"] == socket.gethostname()
-    assert sorted(os.listdir()) == ["run.csv", "run.pt", "run.yaml"]
+    assert sorted(os.listdir()) == ["run.csv", "run.html", "run.pt", "run.yaml"]
 
 
 class Fails(Tracker):
@@ -266,7 +266,7 @@ def test_two_runs_that_start_together_do_not_mix(tmp_path):
     statuses = sorted(map(wait, [start(train), start(train)]))
     names = sorted(path.name for path in tmp_path.iterdir())
     if statuses == [0, 7]:
-        assert names == ["run.csv", "run.pt", "run.yaml"]
+        assert names == ["run.csv", "run.html", "run.pt", "run.yaml"]
     else:  # one was done before the other began
         assert statuses == [0, 0] and "run.1.pt" in names
     assert read_checkpoint("run")["epoch"] == 2

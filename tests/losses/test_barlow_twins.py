@@ -51,9 +51,10 @@ def test_neither_scale_nor_shift_of_a_feature_matters():
 
 
 def test_the_weight_follows_the_width_unless_it_is_given():
-    assert BarlowTwins().weight_for(8192) == pytest.approx(0.0051)
-    assert BarlowTwins().weight_for(512) == pytest.approx(0.0204)
-    assert BarlowTwins(0.0051).weight_for(2048) == 0.0051
+    assert BarlowTwins().weight_for(8192, 2048) == pytest.approx(0.0051)
+    assert BarlowTwins().weight_for(8192, 4096) == pytest.approx(0.0051)
+    assert BarlowTwins().weight_for(512, 64) == pytest.approx(0.00255)
+    assert BarlowTwins(0.0051).weight_for(2048, 64) == 0.0051
 
 
 def test_chance_level_is_the_mean_over_independent_views():
