@@ -8,6 +8,7 @@ from superself.evaluation.figures import show_columns, show_neighbours
 from superself.evaluation.knn import knn_accuracy, knn_predict
 from superself.evaluation.linear import choose_regularisation, linear_accuracy
 from superself.evaluation.monitor import FeatureMonitor, spread
+from superself.evaluation.twin import random_twin
 
 __all__ = [
     "Comparison",
@@ -25,6 +26,7 @@ __all__ = [
     "map_views",
     "mean_cosine",
     "mean_prediction_loss",
+    "random_twin",
     "show_columns",
     "show_neighbours",
     "spread",

@@ -9,15 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from superself.basics.random import preserve_random_state
-from superself.data import Images, Preprocessing
+from superself.data import Preprocessing
 from superself.evaluation.extraction import Features, features, open_labelled
 from superself.evaluation.knn import knn_accuracy
 from superself.evaluation.linear import choose_regularisation, linear_accuracy
-from superself.networks import fresh_copy
-from superself.networks.modes import device_of, evaluation_mode
+from superself.evaluation.twin import random_twin
 
 
 @dataclass(frozen=True)
@@ -68,14 +65,10 @@ def compare(
     preprocessing = preprocessing or Preprocessing.of(train)
     origin = "passed as random="
     if random is None:
-        origin = f"the same network, freshly initialised with seed {seed}"
-        with preserve_random_state(seed):
-            try:
-                random = fresh_copy(backbone)
-            except ValueError as error:
-                raise ValueError(f"{error} Or pass a randomly initialised backbone as random=.") from error
-        if _measure_batch_norms(random, train, preprocessing.for_images(train)):
-            origin += ", batch norm statistics measured on training images"
+        try:
+            random, origin = random_twin(backbone, train, preprocessing, seed)
+        except ValueError as error:
+            raise ValueError(f"{error} Or pass a randomly initialised backbone as random=.") from error
 
     rows, chosen = {}, {}
     for name, network in {"random initialised": random, "trained": backbone}.items():
@@ -131,19 +124,3 @@ def _renumbered(labels: Tensor, classes: list[str] | None, known_classes: list[s
     if unknown:
         raise ValueError(f"test has the classes {unknown}, which train does not have; give both the same class names.")
     return torch.tensor([known_classes.index(name) for name in classes])[labels]
-
-
-def _measure_batch_norms(network: nn.Module, images: Images, preprocessing: Preprocessing) -> bool:
-    """Gives batch norms the statistics of up to 1024 images; returns whether there are any batch norms."""
-    norms = [norm for norm in network.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
-    if not norms:
-        return False
-    pixels = images.sample(1024)
-    with preserve_random_state(), torch.no_grad(), evaluation_mode(network):
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain average over all batches
-            norm.train()
-        for batch in pixels.tensor_split(math.ceil(len(pixels) / 256)):  # no batch has a single image
-            network(preprocessing(batch.to(device_of(network))))
-    return True
