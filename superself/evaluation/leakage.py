@@ -63,8 +63,8 @@ def duplicates_warning(pairs: list[tuple[int, int]], train: Images, test: Images
         return None
     named = ", ".join(f"{test.names[a]} and {train.names[b]}" for a, b in pairs[:EXAMPLES])
     return (
-        f"Warning: {len(pairs)} of {len(test)} test images ({len(pairs) / len(test):.1%}) are near-duplicates of training images, "
-        f"for example {named}; accuracies are too high by what is remembered. Leave these test images out."
+        f"Warning: {len(pairs)} of {len(test)} test images ({len(pairs) / len(test):.1%}) are near-duplicates of training "
+        f"images, for example {named}; accuracies are too high by what is remembered. Leave these out."
     )
 
 
