@@ -5,8 +5,9 @@ import math
 
 import pytest
 import torch
+from test_labels import folder_of, labelled
 from torch import nn
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import Subset
 
 from superself import CombinedNet, LabelSupervisor, RotateNetSupervisor
 from superself.data import Images, open_images
@@ -15,7 +16,6 @@ from superself.labels import multilabel_loss
 from superself.networks.modes import evaluation_mode
 
 from cases import TinyBackbone, tiny_images
-from test_labels import folder_of, labelled
 
 RUN = {"lr": 0.03, "batch_size": 8, "name": "run", "progress": False}
 
