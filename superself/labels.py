@@ -241,7 +241,7 @@ class LabelSupervisor(Supervisor):
                 "predict() gives classes, and this supervisor has a loss of its own and labels that are not classes; call "
                 "model(preprocessing(images)) for its output, or pass multilabel=."
             )
-        logits, _, images, readable = self._logits(dataset, batch_size)
+        logits, _, images, readable = self.logits(dataset, batch_size)
         logits = logits[readable]
         probabilities = logits.sigmoid() if self.multilabel else logits.softmax(1)
         labels = probabilities > 0.5 if self.multilabel else probabilities.argmax(1)
@@ -261,7 +261,7 @@ class LabelSupervisor(Supervisor):
         Raises:
             ValueError: if there are no such labels, or classes that are not known from training.
         """
-        logits, labels, _, readable = self._logits(test, batch_size)
+        logits, labels, _, readable = self.logits(test, batch_size)
         if labels is None or not are_classes(labels):
             given = "no labels" if labels is None else f"labels {tuple(labels.shape)} of {labels.dtype}"
             raise ValueError(
@@ -281,7 +281,7 @@ class LabelSupervisor(Supervisor):
         Raises:
             ValueError: if the labels are neither of the two.
         """
-        logits, labels, images, readable = self._logits(dataset, batch_size)
+        logits, labels, images, readable = self.logits(dataset, batch_size)
         if labels is None:
             raise ValueError(
                 f"the data set has no labels ({images.describe()}), which are needed to measure accuracy; pass one "
@@ -291,7 +291,7 @@ class LabelSupervisor(Supervisor):
         return hits.float().mean().item() if len(hits) else math.nan
 
     @torch.no_grad()
-    def _logits(self, dataset: Any, batch_size: int) -> tuple[Tensor, Tensor | None, Images, Tensor]:
+    def logits(self, dataset: Any, batch_size: int = 256) -> tuple[Tensor, Tensor | None, Images, Tensor]:
         """Logits (N, K), labels (N, ...) numbered as in training, the opened images, and which could be read (N,)."""
         self._require_model()
         images = open_at_size(dataset, self.preprocessing.shape[1:], self.preprocessing.reading).load()

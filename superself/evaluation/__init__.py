@@ -2,7 +2,6 @@
 
 from superself.evaluation.chance import map_views, mean_prediction_loss
 from superself.evaluation.collapse import effective_rank, feature_rms, feature_std, mean_cosine
-from superself.evaluation.comparison import Comparison, compare
 from superself.evaluation.extraction import Features, features
 from superself.evaluation.figures import show_columns, show_neighbours
 from superself.evaluation.knn import knn_accuracy, knn_predict
@@ -11,11 +10,9 @@ from superself.evaluation.monitor import FeatureMonitor, spread
 from superself.evaluation.twin import random_twin
 
 __all__ = [
-    "Comparison",
     "FeatureMonitor",
     "Features",
     "choose_regularisation",
-    "compare",
     "effective_rank",
     "feature_rms",
     "feature_std",
