@@ -237,20 +237,18 @@ def _in_words(table: dict[str, Row], measures: list[str], best: dict[str, str], 
     lines = []
     for measure in measures:
         own = [verdict for verdict in verdicts if verdict.measure == measure]
-        against_random = [v for v in own if table[v.second].role == "random" and v.second == table[v.first].reference]
+        against_random = [v for v in own if v.first in entries and v.second == table[v.first].reference]
+        against_best = [v for v in own if v.second == best[measure] and v not in against_random]
         called = CALLED.get(measure, measure)
-        if len(entries) == 1 and len(table) == 2:
+        if len(entries) == 1:
             lines += [f"{called}: {_against_random(verdict.difference)}" for verdict in against_random]
+            lines += _ranking(f"{called}: compared with {entries[0]}", against_best)
             continue
-        against_best = [verdict for verdict in own if verdict.second == best[measure] and verdict not in against_random]
-        lines += _ranking(called, best[measure], against_best)
-        unclear = [v for v in against_random if v.difference.sign <= 0]
+        lines += _ranking(f"{called}: the best entry is {best[measure]}", against_best)
+        unclear = [f"{v.first} ({v.difference})" for v in against_random if v.difference.sign <= 0]
         if unclear:
-            lines.append(
-                f"{called}: not better than the random network as far as these images can show: "
-                + ", ".join(f"{v.first} ({v.difference})" for v in unclear)
-                + "."
-            )
+            named = ", ".join(unclear)
+            lines.append(f"{called}: not better than the random network as far as these images can show: {named}.")
         elif against_random:
             lines.append(f"{called}: every entry is better than its random network.")
     return lines + ([_meaning(table, verdicts)] if verdicts else [])
@@ -264,18 +262,13 @@ def _against_random(difference: Difference) -> str:
     return f"no difference that these images can show ({difference})."
 
 
-def _ranking(called: str, best: str, against_best: list[Verdict]) -> list[str]:
-    groups: dict[int, list[str]] = {-1: [], 0: [], 1: []}
-    for verdict in against_best:
-        groups[verdict.difference.sign].append(f"{verdict.first} ({verdict.difference})")
-    line = f"{called}: best is {best}"
-    if groups[0]:
-        line += f"; no difference from it that these images can show: {', '.join(groups[0])}"
-    if groups[-1]:
-        line += f"; worse: {', '.join(groups[-1])}"
-    if groups[1]:
-        line += f"; better than the entries: {', '.join(groups[1])}"
-    return [line + "."]
+def _ranking(start: str, against_best: list[Verdict]) -> list[str]:
+    groups = {"better": 1, "no difference from it that these images can show": 0, "worse": -1}
+    parts = []
+    for text, sign in groups.items():
+        named = [f"{v.first} ({v.difference})" for v in against_best if v.difference.sign == sign]
+        parts += [f"{text}: {', '.join(named)}"] if named else []
+    return ["; ".join([start, *parts]) + "."] if parts else []
 
 
 def _meaning(table: dict[str, Row], verdicts: list[Verdict]) -> str:

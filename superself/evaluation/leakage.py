@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from superself.data import Images, SequentialBatches
+from superself.data import Images, SequentialBatches, to_float
 
 SIDE = 8  # pixels of a thumbnail
 ALIKE = 0.01  # difference of thumbnails, as a fraction of the range of values, below which images count as alike
@@ -32,14 +32,15 @@ def near_duplicates(train: Images, test: Images) -> list[tuple[int, int]]:
     Two images count as copies if their thumbnails differ by less than 1 % of the range of values, and by less than a tenth of
     the test image's own contrast (root mean squares). Copies that were resized, compressed or slightly retouched are found,
     crops and flipped ones are not. The images are read once, in batches; memory grows by 768 bytes per RGB image of
-    both sets. Unreadable images are left out.
+    both sets. Unreadable images are left out. Between sets with different numbers of channels none are found.
 
     Args:
         train: opened images.
-        test: opened images with as many channels; of any size.
+        test: opened images; of any size and type.
     """
-    sample = train.sample(64).float()
-    low, high = sample.aminmax()
+    if train.shape[0] != test.shape[0]:
+        return []
+    low, high = to_float(train.sample(64)).aminmax()
     known, asked = (_thumbnails_of(images, low.cpu(), high.cpu()) for images in (train, test))
     flat, usable = known.flatten(1), ~known.flatten(1).isnan().any(1)
     pairs = []
@@ -74,7 +75,7 @@ def _thumbnails_of(images: Images, low: Tensor, high: Tensor) -> Tensor:
     found = []
     for places in SequentialBatches(len(images), READ_AT_A_TIME):
         batch = images.batch(places)
-        rows = thumbnails(batch.images.cpu().float(), low, high)
+        rows = thumbnails(to_float(batch.images.cpu()), low, high)
         rows[(batch.index != places).cpu()] = torch.nan
         found.append(rows)
     return torch.cat(found)

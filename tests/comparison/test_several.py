@@ -91,9 +91,9 @@ def test_the_best_and_what_is_no_different_from_it_are_named():
     found = compare(entries, told(60, (0, 0, 0)), told(100, (50, 6, 5)), random=Channel(0), how=("knn",), **QUIET)
     assert found.best == "best"
     # 45 images are right with the best alone: sqrt(45 + 1 - 45^2 / 102) / 102 = 0.05013, by 1.9837: 9.9 points
-    line = next(line for line in found.text.splitlines() if line.startswith("kNN: best"))
+    line = next(line for line in found.text.splitlines() if line.startswith("kNN: the best"))
     assert line == (
-        "kNN: best is best; no difference from it that these images can show: good (-1.0 ± 2.7 points); "
+        "kNN: the best entry is best; no difference from it that these images can show: good (-1.0 ± 2.7 points); "
         "worse: poor (-45.0 ± 9.9 points)."
     )
     assert "not better than the random network as far as these images can show: poor (+0.0 ± " in found.text

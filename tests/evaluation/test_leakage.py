@@ -20,6 +20,12 @@ def test_copies_are_found_also_resized_and_with_noise(monkeypatch):
         assert near_duplicates(open_images(train), open_images(images)) == [(3, 17), (5, 30)]
 
 
+def test_types_may_differ_and_channels_decide_nothing():
+    train = noise(40, 0)
+    assert near_duplicates(open_images(train), open_images(train[:3].float() / 255)) == [(0, 0), (1, 1), (2, 2)]
+    assert near_duplicates(open_images(train), open_images(train[:3, :1])) == []
+
+
 def test_dark_images_with_different_content_are_not_copies():
     dark = (noise(40, 0) // 64, noise(20, 1) // 64)  # differ by less than 1 % of the range of values
     bright = torch.full((1, 3, 16, 16), 255).byte()
