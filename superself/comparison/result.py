@@ -158,7 +158,7 @@ def _verdicts(table: dict[str, Row], measures: list[str], entries: list[str], be
         pairs += [(name, best[measure]) for name in table if name != best[measure] and table[name].role != "random"]
         for first, second in dict.fromkeys(pairs):
             parts = [table[name].correct(measure) if name in table else None for name in (first, second)]
-            if None not in [part if part is None else 0 for part in parts]:
+            if all(part is not None for part in parts):
                 found.append(Verdict(measure, first, second, paired_difference(*parts)))
     return found
 
@@ -176,10 +176,7 @@ def _table(
     shares = list(dict.fromkeys(name for row in table.values() for run in row.runs for name in run.correct))
     others = list(dict.fromkeys(name for row in table.values() for run in row.runs for name in run.values))
     headings = {"knn": f"kNN (k={k})", "head": "own head"}
-    columns = [
-        [headings.get(measure, measure.replace("linear@", "")), *_cells(measure, means, deviations, True)]
-        for measure in shares
-    ]
+    columns = [[headings.get(measure, measure), *_cells(measure, means, deviations, True)] for measure in shares]
     for name in others:
         is_share = name.startswith("linear@")
         heading = f"{name.removeprefix('linear@')} labels" if is_share else name
