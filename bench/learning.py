@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import ast
 import json
-import math
 import multiprocessing
 import statistics
 import sys
@@ -25,7 +24,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,8 +37,8 @@ from bench.pretext import reconstruction_errors
 from bench.report import CORES, append, command, listed, machine, pick_device, section, table
 from superself import Supervisor, Tracker, compare
 from superself.algorithms import ALGORITHMS, create, list_presets
+from superself.comparison import plan, random_part
 from superself.data import Images, Preprocessing, open_images, photos
-from superself.data.sources import TensorSource
 from superself.evaluation import features, held_out_loss, knn_accuracy, linear_accuracy
 from superself.networks import build_backbone, describe
 from superself.training import warmup_cosine
@@ -61,43 +59,8 @@ SAME = (
 )  # options that rows of a table share
 SCHEDULE = warmup_cosine(0.1)
 WARM = 2.0  # seconds of steps that are timed at least before training
-ROUNDED = 0.1  # a last epoch that would be shorter than this fraction is left out
 LOSS_OF = 512  # images that the pretext loss is measured on at most
 BASELINES: dict[tuple[str, int], dict[str, float]] = {}  # accuracies of random networks, by description and seed
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The number of epochs, and how many images an epoch has."""
-
-    epochs: int
-    images: int
-
-
-def plan(seconds: float, step_seconds: float, epoch_seconds: float, images: int, batch_size: int) -> Plan:
-    """What fits into the time: epochs of equal length, of a part of the images where the last epoch would not be complete.
-
-    Args:
-        seconds: training time.
-        step_seconds: duration of a step.
-        epoch_seconds: duration of an epoch in addition to its steps.
-        images: size of the data set.
-        batch_size: images per step.
-    """
-    all_steps = math.ceil(images / batch_size)
-    epochs = max(1, math.ceil(seconds / (all_steps * step_seconds + epoch_seconds) - ROUNDED))
-    steps = max(1, int((seconds / epochs - epoch_seconds) / step_seconds))
-    return Plan(epochs, images if steps >= all_steps else steps * batch_size)
-
-
-def random_part(images: Images, count: int, seed: int = 0) -> Images:
-    """A fixed random part of the images, in memory."""
-    if count >= len(images):
-        return images.load()
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count].sort().values
-    batch = images.batch(chosen)
-    targets = None if batch.target is None else batch.target.clone()
-    return Images(TensorSource(batch.images, targets, images.classes))
 
 
 class Race:

@@ -2,8 +2,9 @@
 
 from superself import algorithms
 from superself.algorithms import *  # noqa: F403 - the algorithms and the registry, as algorithms.__all__ lists them
+from superself.comparison import compare
 from superself.data import Batch
-from superself.evaluation import compare, features
+from superself.evaluation import features
 from superself.labels import LabelSupervisor
 from superself.networks import CombinedNet
 from superself.reporting import report

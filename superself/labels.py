@@ -1,11 +1,12 @@
-"""LabelSupervisor: trains a head on a frozen backbone (linear probe), or both together (fine-tuning)."""
+"""LabelSupervisor: trains a head on a frozen backbone (linear probe), or both together (fine-tuning), and predicts."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,12 +14,16 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from superself.basics.distributed import mean, world_size
+from superself.basics.validate import require_count, require_positive
 from superself.data import Batch, Images, Reading
 from superself.data.batch import are_classes
+from superself.evaluation.class_names import renumbered
+from superself.evaluation.classification import Classification
 from superself.evaluation.extraction import open_at_size, read_in_order
-from superself.networks import CombinedNet
+from superself.networks import CombinedNet, build_backbone, feature_width
 from superself.networks.modes import evaluation_mode
 from superself.supervisor import Supervisor
+from superself.training import GroupRule
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -26,22 +31,54 @@ if TYPE_CHECKING:
     from superself.buildable import Options
 
 
-class LabelSupervisor(Supervisor):
-    """Trains on labelled images: a head on a frozen backbone, or head and backbone together.
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What ``LabelSupervisor.predict`` found, one row for each image that could be read, in their order.
 
-    L = cross-entropy of the class, unless another ``loss`` is given. A frozen backbone runs without gradients and in
-    evaluation mode, and is not in the optimizer, so neither its weights nor its batch statistics change. After ``supervise()``
-    every module is in the mode it was in before, and every parameter has the ``requires_grad`` it had.
+    Args:
+        classes: K names; "0", "1", ... where the training images had none.
+        probabilities: (N, K); rows add up to 1, unless an image can have several classes.
+        labels: (N,) the most probable class; (N, K) bool, above one half, where an image can have several classes.
+        paths: N file names, or None if the images do not come from files.
+        skipped: name of each unreadable image -> reason.
+    """
+
+    classes: list[str]
+    probabilities: Tensor
+    labels: Tensor
+    paths: list[str] | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    @property
+    def names(self) -> list[Any]:
+        """The class of each image by name, or a list of its classes where it can have several."""
+        if self.labels.ndim == 1:
+            return [self.classes[label] for label in self.labels.tolist()]
+        return [[self.classes[k] for k in row.nonzero().flatten().tolist()] for row in self.labels]
+
+
+class LabelSupervisor(Supervisor):
+    """Trains on labelled images: a head on a frozen backbone, or head and backbone together; then predicts.
+
+    L = cross-entropy of the class, or ``multilabel_loss`` where an image can have several. A frozen backbone runs without
+    gradients and in evaluation mode, and is not in the optimizer, so neither its weights nor its batch statistics change. After
+    ``supervise()`` every module is in the mode it was in before, and every parameter has the ``requires_grad`` it had.
 
     Source: the two protocols of transfer, for example Zhang et al., arXiv:1603.08511 (linear) and fine-tuning.
     Deviations: none.
     Args:
-        model: CombinedNet of a backbone, for example ``supervisor.get_backbone()``, and a head with one logit per class.
+        model: CombinedNet of a backbone and a head with one logit per class; None makes it from ``backbone``.
         dataset: labelled: "imagefolder:PATH", or a torch Dataset of (image, label); opened at the image size that the
             backbone was trained on, unless ``image_size`` is given.
-        loss: of (predictions (B, K), labels (B, ...)): None for the cross-entropy, ``multilabel_loss`` for multi-hot labels
-            with NaN for unknown ones, ``nn.MSELoss()`` for vectors.
+        loss: of (predictions (B, K), labels (B, ...)), for example ``nn.MSELoss()`` for vectors; None for those above.
+        backbone: for example ``supervisor.get_backbone()``, or a name; it gets a linear head with a logit for each class.
         freeze: False trains the backbone too (fine-tuning; a tenth of the learning rate is a good start).
+        backbone_lr: learning rate of the backbone with ``freeze=False``; None for that of the head, ``lr``.
+        classes: their names, or how many there are; None finds them in the data set, or in the run that is loaded.
+        multilabel: whether an image can have several classes; None finds out: labels (N, K) of 0, 1 and NaN for unknown.
     Shape:
         data: images (B, C, H, W) and labels (B, ...) -> loss ().
     Raises:
@@ -57,10 +94,15 @@ class LabelSupervisor(Supervisor):
         loss: Callable[..., Tensor] | None = None,
         collate_fn: Callable[..., Any] | None = None,
         *,
+        backbone: str | nn.Module | None = None,
         freeze: bool = True,
+        backbone_lr: float | None = None,
+        classes: Sequence[str] | int | None = None,
+        multilabel: bool | None = None,
         **options: Unpack[Options],
     ) -> None:
-        known = getattr(model.backbone, "preprocessing", None) if model is not None else None
+        _check(model, backbone, freeze, backbone_lr, classes)
+        known = getattr(backbone if model is None else model.backbone, "preprocessing", None)
         if known is not None:
             options.setdefault("sobel", known.sobel)
             if not isinstance(dataset, Images):
@@ -68,7 +110,9 @@ class LabelSupervisor(Supervisor):
                 if known.reading is not None and not options.keys() & known.reading.options().keys():
                     options.update(known.reading.options())
         super().__init__(model, dataset, loss, collate_fn, **options)
-        self.freeze = freeze
+        self.given.model, self.given.backbone = model, backbone
+        self.freeze, self.backbone_lr, self.multilabel = freeze, backbone_lr, multilabel
+        self.classes = list(classes) if isinstance(classes, Sequence) else classes
         self.trains_backbone = not freeze
         if known is not None and isinstance(dataset, Images):
             self.preprocessing = known.for_images(dataset)
@@ -77,7 +121,70 @@ class LabelSupervisor(Supervisor):
             self.preprocessing = replace(known, reading=Reading.of(*steps), raw=False)
 
     def _build(self) -> None:
-        self.loss = self.given.loss or nn.CrossEntropyLoss()
+        makes_head = self.given.model is None and self.given.backbone is not None
+        self._find_classes(load=makes_head)
+        self._choose_loss()
+        if makes_head:
+            backbone = build_backbone(self.given.backbone, self.network_shape)
+            head = nn.Linear(feature_width(backbone, self.network_shape), self._count_classes())
+            self.model = CombinedNet(backbone, head)
+
+    def _find_classes(self, load: bool) -> None:
+        """Takes classes and kind of labels from the data set; ``load`` decodes it where they are only known then."""
+        if not self.has_data or (self.classes is not None and self.multilabel is not None):
+            return
+        images = self.images.load() if load else self.images
+        labels = images.targets
+        if isinstance(labels, Tensor) and are_classes(labels):
+            found, several = int(labels.max()) + 1, False
+        elif isinstance(labels, Tensor) and labels.ndim == 2:
+            found, several = labels.shape[1], _are_multi_hot(labels)
+        else:
+            found = several = None
+        if several is None:
+            return
+        self.multilabel = several if self.multilabel is None else self.multilabel
+        if self.classes is None:
+            self.classes = list(images.classes) if images.classes else found
+
+    def _choose_loss(self) -> None:
+        if isinstance(getattr(self, "loss", None), nn.Module):
+            del self.loss  # a function cannot take the place of a module
+        self.loss = self.given.loss or (multilabel_loss if self.multilabel else nn.CrossEntropyLoss())
+
+    def _count_classes(self) -> int:
+        if self.classes is None:
+            data = self.images.describe() if self.has_data else "no data set"
+            raise ValueError(
+                f"the number of classes is unknown ({data}); pass a labelled data set, such as class folders as "
+                '"imagefolder:PATH", or classes=.'
+            )
+        return self.classes if isinstance(self.classes, int) else len(self.classes)
+
+    def _group_rules(self) -> list[GroupRule]:
+        if self.backbone_lr is None:
+            return []
+        return [GroupRule("model.backbone", lr_factor=self.backbone_lr / self.run.settings.lr, name="backbone")]
+
+    def _require_model(self) -> None:
+        if self.model is None:
+            raise TypeError(
+                'LabelSupervisor has no network: pass backbone=, such as supervisor.get_backbone() or "resnet18", or a '
+                "CombinedNet as model; a network that was passed as a module is passed again before load()."
+            )
+        super()._require_model()
+
+    def load(self, name: str | Path = "store/base") -> LabelSupervisor:
+        """``Supervisor.load``; class names come from the run too, so ``predict`` needs no data set."""
+        try:
+            return super().load(name)
+        except ValueError as error:
+            if self.model is None and self.given.backbone is None:
+                raise ValueError(
+                    f"the run {str(name)!r} was trained with a network that was passed as a module, which its file does not "
+                    "hold; pass one of the same kind as backbone=, or as model=CombinedNet(...), and load again."
+                ) from error
+            raise
 
     def _forward(self, data: Batch) -> Tensor:
         _, labels = data
@@ -94,12 +201,15 @@ class LabelSupervisor(Supervisor):
 
     @property
     def chance_loss(self) -> float | None:
-        """ln K for K classes, where their number is known."""
-        return math.log(len(self.images.classes)) if self.images.classes else None
+        """ln K for K classes, where their number is known and each image has one."""
+        return math.log(self._count_classes()) if self.classes is not None and not self.multilabel else None
 
     @functools.wraps(Supervisor.supervise)
     def supervise(self, *args: Any, **kwargs: Any) -> LabelSupervisor:
         self._require_model()
+        if self.multilabel is None and self.has_data:
+            self._find_classes(load=True)
+            self._choose_loss()
         flags = [parameter.requires_grad for parameter in self.model.backbone.parameters()]
         if not self.freeze and flags and not any(flags):
             raise ValueError(
@@ -117,7 +227,51 @@ class LabelSupervisor(Supervisor):
         """A frozen backbone is left out of the optimizer; its flags stay as they are."""
         return not (self.freeze and name.startswith("model.backbone."))
 
-    @torch.no_grad()
+    def predict(self, dataset: Any, batch_size: int = 256) -> Predictions:
+        """The classes of images, with probabilities; unreadable images are left out.
+
+        Args:
+            dataset: images with or without labels, anything that ``open_images`` takes.
+            batch_size: images per forward pass; does not change the result.
+        Raises:
+            ValueError: if the supervisor was trained to predict other vectors than classes.
+        """
+        if self.multilabel is None and self.given.loss is not None:
+            raise ValueError(
+                "predict() gives classes, and this supervisor has a loss of its own and labels that are not classes; call "
+                "model(preprocessing(images)) for its output, or pass multilabel=."
+            )
+        logits, _, images, readable = self.logits(dataset, batch_size)
+        logits = logits[readable]
+        probabilities = logits.sigmoid() if self.multilabel else logits.softmax(1)
+        labels = probabilities > 0.5 if self.multilabel else probabilities.argmax(1)
+        places = readable.nonzero().flatten().tolist()
+        paths = None if images.paths is None else [str(images.paths[place]) for place in places]
+        skipped = {
+            images.names[p]: images.broken.get(p, "cannot be read") for p in (~readable).nonzero().flatten().tolist()
+        }
+        return Predictions(self._class_names(logits.shape[1]), probabilities, labels, paths, skipped)
+
+    def evaluate(self, test: Any, batch_size: int = 256) -> Classification:
+        """What the network gets right and wrong on labelled images, in evaluation mode; unreadable images are left out.
+
+        Args:
+            test: images with one class each; classes with names are matched by them.
+            batch_size: images per forward pass; does not change the result.
+        Raises:
+            ValueError: if there are no such labels, or classes that are not known from training.
+        """
+        logits, labels, _, readable = self.logits(test, batch_size)
+        if labels is None or not are_classes(labels):
+            given = "no labels" if labels is None else f"labels {tuple(labels.shape)} of {labels.dtype}"
+            raise ValueError(
+                f"test has {given}, and evaluate() needs one class for each image; see accuracy() for multi-hot ones."
+            )
+        trained = "the head on a frozen backbone" if self.freeze else "head and backbone together"
+        steps = f" for {self.step} steps" if self.step else ""
+        protocol = f"LabelSupervisor: trained {trained} with labels{steps}, tested on {int(readable.sum())} images."
+        return Classification(logits[readable], labels[readable], self._class_names(logits.shape[1]), protocol)
+
     def accuracy(self, dataset: Any, batch_size: int = 256) -> float:
         """Share of correct predictions on a labelled data set, in evaluation mode; unreadable images are left out.
 
@@ -127,20 +281,34 @@ class LabelSupervisor(Supervisor):
         Raises:
             ValueError: if the labels are neither of the two.
         """
+        logits, labels, images, readable = self.logits(dataset, batch_size)
+        if labels is None:
+            raise ValueError(
+                f"the data set has no labels ({images.describe()}), which are needed to measure accuracy; pass one "
+                'whose items are (image, label), or class folders as "imagefolder:PATH".'
+            )
+        hits = _hits(logits[readable], labels[readable])
+        return hits.float().mean().item() if len(hits) else math.nan
+
+    @torch.no_grad()
+    def logits(self, dataset: Any, batch_size: int = 256) -> tuple[Tensor, Tensor | None, Images, Tensor]:
+        """Logits (N, K), labels (N, ...) numbered as in training, the opened images, and which could be read (N,)."""
+        self._require_model()
         images = open_at_size(dataset, self.preprocessing.shape[1:], self.preprocessing.reading).load()
         preprocessing = self.preprocessing.for_images(images)
-        correct = counted = 0
+        logits, labels, readable = [], [], []
         with evaluation_mode(self):
             for batch in read_in_order(images, batch_size):
-                if batch.labels is None:
-                    raise ValueError(
-                        f"the data set has no labels ({images.describe()}), which are needed to measure accuracy; pass one "
-                        'whose items are (image, label), or class folders as "imagefolder:PATH".'
-                    )
-                predictions = self.model(preprocessing(batch.images.to(self.device))).cpu()[batch.readable]
-                hits = _hits(predictions, batch.labels.cpu()[batch.readable])
-                correct, counted = correct + hits.sum().item(), counted + len(hits)
-        return correct / counted if counted else math.nan
+                logits.append(self.model(preprocessing(batch.images.to(self.device))).float().cpu())
+                labels.append(None if batch.labels is None else batch.labels.cpu())
+                readable.append(batch.readable)
+        labels = None if any(part is None for part in labels) else torch.cat(labels)
+        if labels is not None and are_classes(labels) and isinstance(self.classes, list):
+            labels = renumbered(labels, images.classes, self.classes)
+        return torch.cat(logits), labels, images, torch.cat(readable)
+
+    def _class_names(self, count: int) -> list[str]:
+        return self.classes if isinstance(self.classes, list) else [str(number) for number in range(count)]
 
 
 def multilabel_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -165,3 +333,36 @@ def _hits(predictions: Tensor, labels: Tensor) -> Tensor:
             "it needs classes (B,) as integers, or multi-hot labels (B, K) of 0, 1 and NaN."
         )
     return ((predictions > 0) == (labels == 1))[known]
+
+
+def _are_multi_hot(labels: Tensor) -> bool | None:
+    """Whether labels (N, K) name several classes of an image; False if each has one, None if they are not 0, 1 and NaN."""
+    known = labels[~labels.isnan()] if labels.is_floating_point() else labels
+    if not ((known == 0) | (known == 1)).all():
+        return None
+    return not bool((labels.sum(1) == 1).all())
+
+
+def _check(
+    model: CombinedNet | None,
+    backbone: str | nn.Module | None,
+    freeze: bool,
+    backbone_lr: float | None,
+    classes: Sequence[str] | int | None,
+) -> None:
+    """Refuses arguments that contradict each other, before anything is read."""
+    if isinstance(model, nn.Module) and not hasattr(model, "backbone"):
+        raise TypeError(
+            f"model is a {type(model).__name__} without a head; pass it as backbone=, and a linear head is made, or a "
+            "CombinedNet(backbone, head)."
+        )
+    if model is not None and backbone is not None:
+        raise ValueError("model and backbone are both given, and model has a backbone; pass only one of them.")
+    if backbone_lr is not None:
+        require_positive("backbone_lr", backbone_lr, "is the learning rate of the backbone")
+        if freeze:
+            raise ValueError(f"backbone_lr={backbone_lr} is for a backbone that is trained; pass freeze=False with it.")
+    if isinstance(classes, str):
+        raise TypeError(f"classes={classes!r} is one name; pass a list of all names, or their number.")
+    if classes is not None and not isinstance(classes, Sequence):
+        require_count("classes", classes, "is the number of classes", minimum=2)

@@ -10,20 +10,20 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import adaptive_avg_pool2d
 
 from superself.algorithms import create
 from superself.basics.random import preserve_random_state
 from superself.basics.validate import require_bool, require_count, require_positive
 from superself.data import Images, ImageSpec, open_images
 from superself.data.sources import TensorSource
+from superself.evaluation.leakage import ALIKE, thumbnails
 from superself.supervisor import Supervisor
 from superself.training import Tracker
 from superself.training.hyper_parameters import OF_THE_DATA
@@ -32,7 +32,6 @@ from superself.training.trackers.progress import duration
 FEWEST = 8  # images
 FEW = 1000  # images, up to which methods that know each image are tried
 SAMPLE = 256  # images that are looked at
-ALIKE = 0.01  # mean difference of thumbnails, as a fraction of the range of values, below which images count as alike
 MANY_ALIKE = 0.1  # fraction of images with such a neighbour
 SEEN = 400_000  # images that a run should see, as a rule of thumb
 LONG = 10_000  # steps, from which averages may move as slowly as in the papers
@@ -203,8 +202,7 @@ def look_at(images: Images, *, upright: bool = True, colour_matters: bool = Fals
     places = torch.linspace(0, len(images) - 1, min(SAMPLE, len(images))).long()
     batch = images.batch(places)
     sample = batch.images[batch.index == places].cpu().double()  # elsewhere another image stands in for a broken one
-    low, high = sample.amin(), sample.amax()
-    small = adaptive_avg_pool2d((sample - low) / (high - low).clamp(min=1e-9), 8)  # (n, C, 8, 8)
+    small = thumbnails(sample, *sample.aminmax())  # (n, C, 8, 8)
     is_grey = images.shape[0] == 1 or (images.shape[0] == 3 and bool((small - small[:, :1]).abs().mean() < ALIKE / 2))
     distances = torch.cdist(small.flatten(1), small.flatten(1), p=1) / small[0].numel()  # mean difference of two images
     distances.fill_diagonal_(math.inf)
@@ -328,10 +326,21 @@ def time_steps(method: str, images: Images, batch_size: int, arguments: dict[str
 def _time_run(method: str, images: Images, batch_size: int, arguments: dict[str, Any], device: Any) -> float:
     few = images.batch(range(min(len(images), 2 * batch_size))).images.cpu()
     arguments = {name: copy.deepcopy(value) for name, value in arguments.items() if name not in OF_THE_DATA}
+    return seconds_per_step(lambda: create(method, Images(TensorSource(few)), seed=0, **arguments), batch_size, device)
+
+
+def seconds_per_step(make: Callable[[], Supervisor], batch_size: int, device: Any = None) -> float:
+    """Seconds of an optimizer step, measured in a run that ends after a few; no file and no random state changes.
+
+    Args:
+        make: makes a supervisor with images for a few batches, which is thrown away.
+        batch_size: images of a step.
+        device: where the networks are; None for the CPU.
+    """
     watch = _Stopwatch()
     with preserve_random_state(), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        supervisor = create(method, Images(TensorSource(few)), seed=0, **arguments)
+        supervisor = make()
         if device is not None:
             supervisor.to(device)
         settings = {"epochs": 10**6, "batch_size": batch_size, "name": Path(folder) / "run", "progress": False}

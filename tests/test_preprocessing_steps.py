@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from superself import BYOLSupervisor, LabelSupervisor, RotateNetSupervisor
+from superself import BYOLSupervisor, LabelSupervisor, RotateNetSupervisor, compare, features
 from superself.data import Reading, open_images
-from superself.evaluation import compare, features
 from superself.networks import CombinedNet, pooled_features
 
 from cases import CASES, TinyBackbone, tiny_halves

@@ -37,6 +37,15 @@ def test_code_blocks_run_one_after_the_other(capsys):
     assert "random initialised" in printed and Path("store/classifier.pt").exists()
 
 
+@pytest.mark.slow
+def test_code_blocks_of_comparing_run_one_after_the_other():
+    page = (Path(__file__).parent.parent / "docs" / "comparing.md").read_text()
+    for large, small in [*SMALLER, ("size=64)", "size=16, count=64)"), ("(0, 1, 2)", "(0,)"), ("3 epochs", "1 epoch")]:
+        page = page.replace(large, small)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)).replace("resnet18", "resnet9:width=0.25")
+    exec(compile(code, "comparing.md", "exec"), {"__name__": "comparing"})
+
+
 def test_example_of_overriding_is_at_most_ten_lines():
     block = next(block for block in BLOCKS if "class Clipped" in block)
     lines = block[block.index("class") : block.rindex("Clipped")].strip().splitlines()

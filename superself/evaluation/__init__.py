@@ -3,7 +3,6 @@
 from superself.evaluation.alignment import Alignment, feature_uniformity, other_cosine, view_alignment, view_cosine
 from superself.evaluation.chance import map_views, mean_prediction_loss
 from superself.evaluation.collapse import effective_rank, feature_rms, feature_std, mean_cosine
-from superself.evaluation.comparison import Comparison, compare
 from superself.evaluation.extraction import Features, features
 from superself.evaluation.figures import show_columns, show_neighbours
 from superself.evaluation.held_out import HeldOut, HeldOutLoss, held_out_loss
@@ -14,12 +13,11 @@ from superself.evaluation.monitor import FeatureMonitor, spread
 from superself.evaluation.rotation_proxy import RotationProxy, rotated_features, rotation_accuracy
 from superself.evaluation.shortcuts import Shortcuts, ShortcutTable, feature_shortcuts, pretext_shortcuts
 from superself.evaluation.spectrum import LiDAR, Spectrum, alpha_req, lidar, rankme
+from superself.evaluation.twin import random_twin
 from superself.evaluation.unlabelled import UnlabelledEvaluator, view_features
 
 __all__ = [
-    "SERIES",
     "Alignment",
-    "Comparison",
     "FeatureMonitor",
     "Features",
     "HeldOut",
@@ -28,6 +26,7 @@ __all__ = [
     "InvarianceReport",
     "LiDAR",
     "RotationProxy",
+    "SERIES",
     "Series",
     "ShortcutTable",
     "Shortcuts",
@@ -35,7 +34,6 @@ __all__ = [
     "UnlabelledEvaluator",
     "alpha_req",
     "choose_regularisation",
-    "compare",
     "effective_rank",
     "feature_rms",
     "feature_shortcuts",
@@ -53,6 +51,7 @@ __all__ = [
     "mean_prediction_loss",
     "other_cosine",
     "pretext_shortcuts",
+    "random_twin",
     "rankme",
     "rotated_features",
     "rotation_accuracy",

@@ -1,51 +1,17 @@
 """Learning: the plan that fills the time, and a complete run in a second."""
 
 import pytest
-import torch
 
 from bench import learning, peers, report
-from bench.learning import Plan, means, pace, plan, random_part
+from bench.learning import means, pace
 from superself.data import open_images
 
 from cases import tiny_images
 
 
-@pytest.mark.parametrize(
-    "seconds, expected",
-    [
-        (100, Plan(9, 1000)),  # an epoch of 10 steps of 1 s and another second: 9.09
-        (105, Plan(10, 900)),  # 9.5 epochs: ten of 9 steps
-        (16, Plan(2, 700)),
-        (8, Plan(1, 700)),
-        (0.1, Plan(1, 100)),
-    ],
-)
-def test_epochs_fill_the_time(seconds, expected):
-    assert plan(seconds, step_seconds=1.0, epoch_seconds=1.0, images=1000, batch_size=100) == expected
-
-
-def test_a_plan_takes_at_most_a_tenth_longer_than_the_time():
-    for images, batch, step, epoch in ((3600, 128, 0.7, 0.5), (50000, 256, 0.01, 1.0), (130, 128, 5.0, 0.0)):
-        for seconds in (10, 60, 300):
-            planned = plan(seconds, step, epoch, images, batch)
-            taken = planned.epochs * (-(-planned.images // batch) * step + epoch)
-            assert taken <= 1.1 * seconds or planned.epochs == 1
-            assert taken >= 0.6 * seconds or planned.images == batch
-
-
 def test_pace_separates_steps_from_the_time_between_epochs():
     ticks = [(0.0, False), (2.0, False), (4.0, True), (11.0, False), (13.0, False), (15.0, True)]
     assert pace(ticks) == (2.0, 5.0)
-
-
-def test_a_part_of_the_images_is_fixed_and_keeps_its_labels():
-    images = open_images([(image, i % 3) for i, image in enumerate(tiny_images(12))]).load()
-    part, again = random_part(images, 5), random_part(images, 5)
-    assert len(part) == 5 and torch.equal(part.batch(range(5)).images, again.batch(range(5)).images)
-    for image, label in part:
-        position = next(i for i in range(12) if torch.equal(images[i][0], image))
-        assert label == position % 3
-    assert random_part(images, 12) is images
 
 
 def test_mean_and_deviation_are_over_the_seeds_of_a_contestant():

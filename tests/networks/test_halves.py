@@ -5,7 +5,7 @@ import torch
 from skimage.color import rgb2lab
 from torch import nn
 
-from superself.evaluation import compare
+from superself import compare
 from superself.networks import (
     EfficientFeatures,
     HalvesNet,

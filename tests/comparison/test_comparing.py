@@ -3,40 +3,13 @@ import re
 import numpy as np
 import pytest
 import torch
+from comparable import Channel, Directions, network, stripes, told
 from PIL import Image
 from torch import nn
 
-from superself.data import Images, Preprocessing, open_images
-from superself.data.sources import TensorSource
-from superself.evaluation import compare, features, knn_accuracy, linear_accuracy
-
-
-def stripes(images, seed, classes=("columns", "rows", "flat")):
-    """Noise with a pattern that only its direction tells apart."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(images) % 3
-    wave = 60 * torch.sin(torch.arange(8) * torch.pi / 2 + 0.5)
-    patterns = torch.stack([wave.expand(8, 8), wave[:, None].expand(8, 8), torch.zeros(8, 8)])
-    data = 128 + patterns[labels][:, None] + 40 * torch.randn(images, 3, 8, 8, generator=generator)
-    names = list(classes)
-    places = torch.tensor([names.index(name) for name in ("columns", "rows", "flat")])
-    return Images(TensorSource(data.clamp(0, 255).byte(), places[labels], names))
-
-
-class Directions(nn.Module):
-    """What training might find: how much a picture changes along each axis."""
-
-    def __init__(self):
-        super().__init__()
-        self.convolution = nn.Conv2d(3, 4, 3)
-
-    def forward(self, x):
-        return torch.stack([x.diff(dim=2).square().mean((1, 2, 3)), x.diff(dim=3).square().mean((1, 2, 3))], dim=1)
-
-
-def network(seed=1):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3))
+from superself import compare
+from superself.data import Preprocessing, open_images
+from superself.evaluation import features, knn_accuracy, linear_accuracy
 
 
 def test_rows_are_what_the_measures_give():
@@ -45,7 +18,8 @@ def test_rows_are_what_the_measures_give():
     assert list(rows) == ["random initialised", "trained"]
     for name, backbone in (("random initialised", random), ("trained", trained)):
         known, asked = (features(backbone, part, preprocessing=Preprocessing.of(train)) for part in (train, test))
-        assert rows[name] == {"knn": knn_accuracy(known, asked, k=5), "linear": linear_accuracy(known, asked)}
+        slow = {"knn": knn_accuracy(known, asked, k=5), "linear": linear_accuracy(known, asked)}
+        assert rows[name] == pytest.approx(slow)
 
 
 def test_a_backbone_that_sees_the_classes_beats_the_random_one(capsys):
@@ -53,7 +27,7 @@ def test_a_backbone_that_sees_the_classes_beats_the_random_one(capsys):
     printed = capsys.readouterr().out
     assert printed == f"{comparison}\n"
     assert comparison.rows["trained"]["knn"] > comparison.rows["random initialised"]["knn"] + 0.2
-    assert "not better" not in printed
+    assert "training helped" in printed
 
 
 def test_the_table_says_what_was_measured():
@@ -72,13 +46,32 @@ def test_the_table_says_what_was_measured():
     assert "Random initialised: passed as random=." in comparison.text
 
 
-def test_a_backbone_that_is_not_better_is_called_so():
+def test_equal_backbones_do_not_differ():
     random = network()
-    text = compare(random, stripes(60, 0), stripes(31, 1), random=random, k=5, print=False).text
-    for measure in ("kNN", "linear-probe"):
-        assert (
-            f"Training did not help: the trained backbone has no higher {measure} accuracy than the random one." in text
-        )
+    found = compare(random, stripes(60, 0), stripes(31, 1), random=random, k=5, print=False)
+    for measure in ("kNN", "linear"):
+        assert f"{measure}: no difference that these images can show (+0.0 ± " in found.text
+
+
+def test_a_tiny_gain_is_not_called_an_improvement():
+    found = compare(
+        Channel(1), told(60, (0, 0, 0)), told(100, (6, 5, 0)), random=Channel(0), how=("knn",), k=5, print=False
+    )
+    assert found.rows["random initialised"]["knn"] == pytest.approx(0.94) and found.rows["trained"]["knn"] == 0.95
+    # one discordant image: sqrt(1 + 1 - 1 / 102) / 102 = 0.01383, by 1.9837 for 101 degrees of freedom
+    assert "kNN: no difference that these images can show (+1.0 ± 2.7 points)." in found.text
+    assert "helped" not in found.text
+
+
+def test_a_gain_and_a_loss_are_named_with_their_intervals():
+    train, test = stripes(60, 0), stripes(31, 1)
+    gain = compare(Directions(), train, test, random=network(), k=5, print=False)
+    loss = compare(network(), train, test, random=Directions(), k=5, print=False)
+    assert re.search(r"kNN: training helped \(\+\d+\.\d ± \d+\.\d points\)\.", gain.text)
+    assert re.search(r"kNN: training did harm \(-\d+\.\d ± \d+\.\d points\)\.", loss.text)
+    measure, first, second, found = gain.verdicts[0]
+    assert (measure, first, second) == ("knn", "trained", "random initialised")
+    assert found.value == pytest.approx(gain.rows["trained"]["knn"] - gain.rows["random initialised"]["knn"])
 
 
 def test_same_numbers_twice_and_the_random_state_does_not_move():

@@ -1,0 +1,183 @@
+"""What is measured of one backbone: which test images each classifier gets right, and further values."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from superself.basics.validate import require_choice, require_fraction
+from superself.data import Images, Preprocessing, Reading
+from superself.evaluation.class_names import renumbered
+from superself.evaluation.evaluator import Evaluator
+from superself.evaluation.extraction import Features, classified, features, open_labelled
+from superself.evaluation.knn import knn_predict
+from superself.evaluation.linear import _fit, choose_regularisation, linear_accuracy
+from superself.evaluation.subject import Subject
+from superself.evaluation.twin import random_twin
+
+REPEATS = 3  # draws of a few labels
+FEW_LABELS_C = 1e-2  # of the linear probe where the labels are too few to choose it
+
+
+class Splits:
+    """Training and test images, opened at the size of each backbone; a size is opened once."""
+
+    def __init__(self, train: Any, test: Any) -> None:
+        self.train, self.test = train, test
+        self._opened: dict[Any, tuple[Images, Images]] = {}
+
+    def at(self, preprocessing: Preprocessing | None) -> tuple[Images, Images]:
+        """Both at the size and with the reading steps of a backbone; an ``Images`` keeps its own."""
+        known = preprocessing and (tuple(preprocessing.shape[1:]), preprocessing.reading)
+        if isinstance(self.train, Images) and isinstance(self.test, Images):
+            known = None
+        if known not in self._opened:
+            size, reading = known or (None, None)
+            self._opened[known] = tuple(
+                open_labelled(given, size, role, reading)
+                for given, role in ((self.train, "train"), (self.test, "test"))
+            )
+        return self._opened[known]
+
+    def for_training(self, preprocessing: Preprocessing | None, options: dict[str, Any]) -> Images:
+        """The training images as ``create`` opens them with ``options``, or at the size of another contestant."""
+        if isinstance(self.train, Images) or not options:
+            return self.at(preprocessing)[0]
+        own = {name: options.get(name) for name in ("norm", "num_channels")}
+        reading = Reading.of(**own, single_channel=options.get("single_channel", False))
+        size = options.get("image_size")
+        size = (size, size) if isinstance(size, int) else size
+        return open_labelled(self.train, size, "train", reading)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How every backbone is measured.
+
+    Args:
+        how: the classifiers, "knn" and "linear".
+        k: neighbours that vote.
+        temperature: of their votes.
+        fractions: of the labels of each class that a linear classifier gets, for further columns.
+        evaluators: whose main values become further columns.
+    """
+
+    how: Sequence[str] = ("knn", "linear")
+    k: int = 20
+    temperature: float = 0.1
+    fractions: Sequence[float] = ()
+    evaluators: Sequence[Evaluator] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.how:
+            require_choice("how", name, tuple(CLASSIFIERS))
+        if not self.how:
+            raise ValueError(f"how={self.how!r} names no classifier; pass some of {', '.join(CLASSIFIERS)}.")
+        for fraction in self.fractions:
+            require_fraction("fractions", fraction, "is a share of the labels of each class", lower_open=True)
+        for evaluator in self.evaluators:
+            if not isinstance(evaluator, Evaluator):
+                raise TypeError(
+                    f"evaluators has {evaluator!r}, which is not an Evaluator; pass for example KNN(train, test)."
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """One backbone on one pair of data sets.
+
+    Args:
+        correct: for each classifier (N,) 1 where a test image is classified correctly, 0 where not, NaN if it is unreadable.
+        values: further measures by name, such as the accuracy with few labels.
+        facts: "minutes", "parameters", "peak_bytes", "images_seen", as far as they are known.
+        notes: what the protocol mentions, such as the regularisation that was chosen.
+    """
+
+    correct: dict[str, Tensor]
+    values: dict[str, float]
+    facts: dict[str, float]
+    notes: dict[str, Any]
+
+
+def measure(
+    backbone: nn.Module, splits: Splits, protocol: Protocol, seed: int, facts: dict[str, float] | None = None
+) -> Measurement:
+    """Measures a backbone; the same call gives the same numbers.
+
+    Args:
+        backbone: any module that ``features`` takes.
+        splits: the labelled images.
+        protocol: what is measured.
+        seed: of the split that chooses the linear probe's regularisation, and of the draws of a few labels.
+        facts: that are known about it.
+    """
+    train, test = splits.at(getattr(backbone, "preprocessing", None))
+    preprocessing = getattr(backbone, "preprocessing", None) or Preprocessing.of(train)
+    known = classified(features(backbone, train, preprocessing=preprocessing), "train")
+    asked = features(backbone, test, preprocessing=preprocessing, on_broken="nan")
+    readable = ~asked.features.isnan().all(1)  # (N,)
+    labels = renumbered(asked.labels, test.classes, train.classes)
+    asked = classified(Features(asked.features[readable], labels[readable]), "test")
+    correct, notes = {}, {"known": known.labels, "asked": asked.labels}
+    for name in protocol.how:
+        predictions = CLASSIFIERS[name](known, asked, protocol, seed, notes)
+        correct[name] = torch.full((len(readable),), math.nan, dtype=torch.float64)
+        correct[name][readable] = (predictions == asked.labels).double()
+    values = few_label_accuracies(known, asked, protocol.fractions, seed)
+    for evaluator in protocol.evaluators:
+        evaluator, subject = copy.copy(evaluator), Subject(backbone, preprocessing, train, seed=seed)
+        evaluator.open(subject)
+        key, value = next(iter(evaluator.evaluate(subject).items()))
+        values[key if key not in correct else f"{key} (evaluator)"] = value
+    parameters = sum(parameter.numel() for parameter in backbone.parameters())
+    return Measurement(correct, values, {"parameters": parameters, **(facts or {})}, notes)
+
+
+def _knn(known: Features, asked: Features, protocol: Protocol, seed: int, notes: dict[str, Any]) -> Tensor:
+    return knn_predict(known.features, known.labels, asked.features, protocol.k, protocol.temperature)
+
+
+def _linear(known: Features, asked: Features, protocol: Protocol, seed: int, notes: dict[str, Any]) -> Tensor:
+    notes["C"] = choose_regularisation(known, seed)
+    return torch.from_numpy(_fit(known, notes["C"]).predict(asked.features.numpy()))
+
+
+CLASSIFIERS = {"knn": _knn, "linear": _linear}
+
+
+def few_labels_key(fraction: float) -> str:
+    """The name of the accuracy with a fraction of the labels: "linear@1%"."""
+    return f"linear@{100 * fraction:g}%"
+
+
+def few_label_accuracies(known: Features, asked: Features, fractions: Sequence[float], seed: int) -> dict[str, float]:
+    """The mean accuracy of linear classifiers on a fraction of each class, at least one image, over three draws."""
+    found = {}
+    for fraction in fractions:
+        accuracies = []
+        for draw in range(1 if fraction == 1 else REPEATS):
+            generator = torch.Generator().manual_seed(1000 * seed + draw)
+            chosen = []
+            for label in known.labels.unique():
+                members = (known.labels == label).nonzero().flatten()
+                order = torch.randperm(len(members), generator=generator)
+                chosen.append(members[order[: max(1, round(fraction * len(members)))]])
+            chosen = torch.cat(chosen)
+            few = Features(known.features[chosen], known.labels[chosen])
+            single = bool((few.labels.unique(return_counts=True)[1] == 1).all())
+            accuracies.append(linear_accuracy(few, asked, FEW_LABELS_C if single else None, seed))
+        found[few_labels_key(fraction)] = sum(accuracies) / len(accuracies)
+    return found
+
+
+def random_network(backbone: nn.Module, splits: Splits, seed: int) -> tuple[nn.Module, str]:
+    """``random_twin`` with the preprocessing of the backbone, and the sentence on how it was made."""
+    train, _ = splits.at(getattr(backbone, "preprocessing", None))
+    preprocessing = getattr(backbone, "preprocessing", None) or Preprocessing.of(train)
+    return random_twin(backbone, train, preprocessing, seed)
