@@ -8,13 +8,31 @@ from superself.evaluation.figures import show_columns, show_neighbours
 from superself.evaluation.knn import knn_accuracy, knn_predict
 from superself.evaluation.linear import choose_regularisation, linear_accuracy
 from superself.evaluation.monitor import FeatureMonitor, spread
+from superself.evaluation.similarity import (
+    Coverage,
+    Duplicates,
+    Neighbours,
+    Outliers,
+    coverage,
+    duplicate_threshold,
+    duplicates,
+    neighbours,
+    outliers,
+)
 
 __all__ = [
     "Comparison",
+    "Coverage",
+    "Duplicates",
     "FeatureMonitor",
     "Features",
+    "Neighbours",
+    "Outliers",
     "choose_regularisation",
     "compare",
+    "coverage",
+    "duplicate_threshold",
+    "duplicates",
     "effective_rank",
     "feature_rms",
     "feature_std",
@@ -25,6 +43,8 @@ __all__ = [
     "map_views",
     "mean_cosine",
     "mean_prediction_loss",
+    "neighbours",
+    "outliers",
     "show_columns",
     "show_neighbours",
     "spread",
