@@ -76,7 +76,9 @@ def neighbours(
         asked = open_rows(queries, "queries", rows.directions.device)
         if asked.directions.shape[1] != rows.directions.shape[1]:
             widths = asked.directions.shape[1], rows.directions.shape[1]
-            raise ValueError(f"queries has {widths[0]} features per image and features {widths[1]}; use one backbone for both.")
+            raise ValueError(
+                f"queries has {widths[0]} features per image and features {widths[1]}; use one backbone for both."
+            )
         own, directions, places, names = None, asked.directions, asked.places, asked.paths
     else:
         own = torch.arange(len(rows)) if queries is None else places_of(queries, rows, "queries")

@@ -65,7 +65,9 @@ def open_rows(given: Features | Any, role: str = "features", device: torch.devic
     values = values if len(places) == total else values[readable]
     if not values.isfinite().all():
         wrong = int((~values.isfinite().all(dim=1)).sum())
-        raise ValueError(f"{role} is not finite in {wrong} of {total} rows; pass features of a network that has not diverged.")
+        raise ValueError(
+            f"{role} is not finite in {wrong} of {total} rows; pass features of a network that has not diverged."
+        )
     return Rows(F.normalize(values, dim=1), places, total, paths)
 
 
@@ -83,7 +85,9 @@ def places_of(indices: Any, rows: Rows, role: str) -> Tensor:
     found[rows.places] = torch.arange(len(rows))
     outside = wanted[(wanted < 0) | (wanted >= rows.total)]
     if len(outside):
-        raise ValueError(f"{role} holds the row {outside[0]}, and there are {rows.total}; pass numbers from 0 to {rows.total - 1}.")
+        raise ValueError(
+            f"{role} holds the row {outside[0]}, and there are {rows.total}; pass numbers from 0 to {rows.total - 1}."
+        )
     unreadable = wanted[found[wanted] < 0]
     if len(unreadable):
         raise ValueError(f"{role} holds the row {unreadable[0]}, which is NaN (an unreadable image); leave it out.")

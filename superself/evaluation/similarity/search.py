@@ -38,7 +38,9 @@ def search_nearest(queries: Tensor, directions: Tensor, k: int, own: Tensor | No
     return torch.cat(cosines), torch.cat(rows)
 
 
-def _nearest_of_block(block: Tensor, directions: Tensor, k: int, own: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
+def _nearest_of_block(
+    block: Tensor, directions: Tensor, k: int, own: Tensor | None, width: int
+) -> tuple[Tensor, Tensor]:
     best = block.new_empty(len(block), 0), block.new_empty(len(block), 0, dtype=torch.long)
     for begin in range(0, len(directions), width):
         columns = directions[begin : begin + width]

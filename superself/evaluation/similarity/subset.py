@@ -67,7 +67,7 @@ def coverage(
     are represented. k-means works on the directions of the features minus their mean. The same call gives the same images.
 
     Farthest-first selection (k-centre greedy, Sener & Savarese, arXiv:1708.00489) is not used: it starts with the outliers,
-    and with 20 to 400 labels it was no better than a random choice in our measurements, see docs/your_images.md.
+    and labels chosen so were worth less than randomly chosen ones from 50 on (docs/your_images.md).
 
     Source: the clustering of Hacohen et al., TypiClust, arXiv:2202.02794.
     Deviations: of each cluster the image nearest to its centre, where TypiClust takes the one with the densest surroundings.
@@ -76,7 +76,7 @@ def coverage(
             those of the rows as given. Time grows with n N D, memory with N D.
         n: how many images.
         start: rows of images that are labelled already; they are not chosen again.
-        seed: of the images that k-means starts from.
+        seed: of the images that k-means starts from, which are far from each other.
         device: where to compute; None: where the features are.
     Raises:
         ValueError: if there are fewer than n images that are not labelled, or the features do not fit.
@@ -96,7 +96,7 @@ def coverage(
 def _centre_images(points: Tensor, n: int, known: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """At most n rows, one for each of the largest clusters without a known row, and the sizes of the clusters."""
     clusters = min(n + len(known), len(points))
-    labels, centres = kmeans(points, clusters, torch.Generator().manual_seed(seed), spherical=True)
+    labels, centres = kmeans(points, clusters, torch.Generator().manual_seed(seed), spherical=True, spread=True)
     labels = labels.cpu()
     sizes = labels.bincount(minlength=clusters)
     distance = torch.cat(  # (n,) of each point to the centre of its cluster
