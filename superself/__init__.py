@@ -3,9 +3,11 @@
 from superself import algorithms
 from superself.algorithms import *  # noqa: F403 - the algorithms and the registry, as algorithms.__all__ lists them
 from superself.data import Batch
+from superself.embedding import embed, load_embeddings
 from superself.evaluation import compare, features
 from superself.labels import LabelSupervisor
 from superself.networks import CombinedNet
+from superself.reporting import runs
 from superself.suggestions import Suggestion, suggest
 from superself.supervisor import Supervisor
 from superself.training import Tracker
@@ -21,6 +23,9 @@ __all__ = [
     "Tracker",
     "__version__",
     "compare",
+    "embed",
     "features",
+    "load_embeddings",
+    "runs",
     "suggest",
 ]
