@@ -105,6 +105,29 @@ def test_long_tables_are_shortened():
     assert str(neighbours(points(), k=2)).endswith("... (all of them: to_csv)")
 
 
+@pytest.mark.parametrize("queries", [None, [3, 4, 80], points(5, seed=1)], ids=["all", "rows", "others"])
+def test_faiss_finds_the_same(monkeypatch, queries):
+    faiss = pytest.importorskip("faiss")
+    known = points()
+    known[20:26] = known[3]  # more copies than neighbours
+    plain = neighbours(known, 4, queries)
+    calls, knn = [], faiss.knn
+    monkeypatch.setattr(faiss, "knn", lambda *args, **kwargs: calls.append(args) or knn(*args, **kwargs))
+    monkeypatch.setattr(search, "FEWEST_FOR_FAISS", 1)
+    fast = neighbours(known, 4, queries)
+    torch.testing.assert_close(fast.cosines, plain.cosines)
+    different = (fast.indices != plain.indices) & ~torch.isin(fast.indices, torch.tensor([3, *range(20, 26)]))
+    assert len(calls) == 1 and not different.any()
+    if queries is None or isinstance(queries, list):
+        assert not (fast.indices == fast.queries[:, None]).any()
+
+
+def test_faiss_is_optional(monkeypatch):
+    monkeypatch.setattr(search, "FEWEST_FOR_FAISS", 1)
+    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
+    assert neighbours(FEW, k=2).indices.tolist() == [[3, 2], [2, 3], [3, 1], [2, 0]]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
