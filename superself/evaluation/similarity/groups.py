@@ -51,7 +51,10 @@ class Duplicates(Listing):
     def summary(self) -> str:
         """How many images are in groups, and whether these say more about the features than about the images."""
         members = sum(map(len, self.groups))
-        text = f"{members} of {self.images} images in {len(self)} groups of near-duplicates (cosine from {self.threshold:.4f})"
+        groups = (
+            f"{len(self)} group{'' if len(self) == 1 else 's'} of near-duplicates (cosine from {self.threshold:.4f})"
+        )
+        text = f"{members} of {self.images} images in {groups}"
         largest = max(map(len, self.groups), default=0)
         if largest > self.images / 2:
             text += (
