@@ -79,6 +79,7 @@ def test_few_pairs_are_kept_where_all_images_are_similar(monkeypatch):
     found = duplicates(torch.ones(400, 4), 0.9)
     assert as_lists(found) == [list(range(400))]
     assert max(sizes) <= 400 + 20 * 20  # of 79,800
+    assert sum(sizes) < 10_000  # what is connected already is not linked again
     assert "400 images are in one group" in str(found)
 
 
