@@ -4,10 +4,11 @@ from superself import algorithms
 from superself.algorithms import *  # noqa: F403 - the algorithms and the registry, as algorithms.__all__ lists them
 from superself.comparison import compare
 from superself.data import Batch
+from superself.embedding import embed, load_embeddings
 from superself.evaluation import features
 from superself.labels import LabelSupervisor
 from superself.networks import CombinedNet
-from superself.reporting import report
+from superself.reporting import report, runs
 from superself.suggestions import Suggestion, suggest
 from superself.supervisor import Supervisor
 from superself.training import Tracker
@@ -23,7 +24,10 @@ __all__ = [
     "Tracker",
     "__version__",
     "compare",
+    "embed",
     "features",
+    "load_embeddings",
     "report",
+    "runs",
     "suggest",
 ]

@@ -387,6 +387,7 @@ class Supervisor(Buildable):
         )
         return {
             "algorithm": type(self).__name__,
+            "module": type(self).__module__,
             "arguments": declared(self),
             "seed": self.seed,
             "data": self.images.describe(),

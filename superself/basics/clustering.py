@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -37,7 +39,12 @@ def whiten(features: Tensor, dimensions: int) -> Tensor:
 
 @torch.no_grad()
 def kmeans(
-    points: Tensor, clusters: int, generator: torch.Generator, iterations: int = 20, spherical: bool = False
+    points: Tensor,
+    clusters: int,
+    generator: torch.Generator,
+    iterations: int = 20,
+    spherical: bool = False,
+    spread: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm from random points; the cluster of each point (N,), and the centroids (K, D).
 
@@ -52,6 +59,7 @@ def kmeans(
         generator: random numbers on the CPU; the result depends only on it and on the points.
         iterations: how often centroids are computed.
         spherical: scale centroids to unit length, for points of unit length.
+        spread: start from ``spread_points``, which finds small clusters far from the others.
     Raises:
         ValueError: if there are fewer points than clusters.
     """
@@ -61,7 +69,7 @@ def kmeans(
     order = torch.randperm(len(points), generator=generator).to(points.device)
     limit = max(FULL_SIZE, PER_CLUSTER * clusters)
     sample = points if len(points) <= limit else points[order[:limit]]
-    centroids = points[order[:clusters]].clone()
+    centroids = sample[spread_points(sample, clusters, generator)] if spread else points[order[:clusters]].clone()
     noise = PERTURBATION * sample.norm(dim=1).mean()
     for iteration in range(iterations + REPAIRS):
         nearest = nearest_centroids(sample, centroids)
@@ -74,6 +82,33 @@ def kmeans(
         if spherical:
             centroids = normalize(centroids, dim=1)
     return nearest_centroids(points, centroids), centroids
+
+
+@torch.no_grad()
+def spread_points(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Rows of points that are far from each other: greedy k-means++. Time grows with N x count, memory with N.
+
+    Each is the best of a few candidates, drawn in proportion to their squared distances from the nearest one so far: that
+    after which the sum of these distances is smallest. Where all points have been chosen or equal one that has, rows repeat.
+
+    Source: Arthur & Vassilvitskii, k-means++: The Advantages of Careful Seeding, 2007.
+    Shape:
+        points (N, D) -> (count,) int64.
+    """
+    candidates = 2 + int(math.log(count))
+    squares = points.square().sum(1)
+    rows = [int(torch.randint(len(points), (1,), generator=generator))]
+    distance = (squares + squares[rows[0]] - 2 * points @ points[rows[0]]).clamp_min(0)  # (N,)
+    while len(rows) < count:
+        share = distance.double().cumsum(0)  # (N,); torch.multinomial takes no more than 2^24 points
+        places = torch.rand(candidates, dtype=torch.float64, generator=generator).to(points.device) * share[-1]
+        drawn = torch.searchsorted(share, places).clamp_max(len(points) - 1)
+        towards = squares[:, None] + squares[drawn] - 2 * points @ points[drawn].T  # (N, candidates)
+        towards = torch.minimum(towards.clamp_min(0), distance[:, None])
+        best = int(towards.sum(0).argmin())
+        distance = towards[:, best]
+        rows.append(int(drawn[best]))
+    return torch.tensor(rows, device=points.device)
 
 
 def nearest_centroids(points: Tensor, centroids: Tensor) -> Tensor:

@@ -12,12 +12,25 @@ from superself.evaluation.linear import choose_regularisation, linear_accuracy
 from superself.evaluation.monitor import FeatureMonitor, spread
 from superself.evaluation.rotation_proxy import RotationProxy, rotated_features, rotation_accuracy
 from superself.evaluation.shortcuts import Shortcuts, ShortcutTable, feature_shortcuts, pretext_shortcuts
+from superself.evaluation.similarity import (
+    Coverage,
+    Duplicates,
+    Neighbours,
+    Outliers,
+    coverage,
+    duplicate_threshold,
+    duplicates,
+    neighbours,
+    outliers,
+)
 from superself.evaluation.spectrum import LiDAR, Spectrum, alpha_req, lidar, rankme
 from superself.evaluation.twin import random_twin
 from superself.evaluation.unlabelled import UnlabelledEvaluator, view_features
 
 __all__ = [
     "Alignment",
+    "Coverage",
+    "Duplicates",
     "FeatureMonitor",
     "Features",
     "HeldOut",
@@ -25,6 +38,8 @@ __all__ = [
     "Invariance",
     "InvarianceReport",
     "LiDAR",
+    "Neighbours",
+    "Outliers",
     "RotationProxy",
     "SERIES",
     "Series",
@@ -34,6 +49,9 @@ __all__ = [
     "UnlabelledEvaluator",
     "alpha_req",
     "choose_regularisation",
+    "coverage",
+    "duplicate_threshold",
+    "duplicates",
     "effective_rank",
     "feature_rms",
     "feature_shortcuts",
@@ -49,7 +67,9 @@ __all__ = [
     "map_views",
     "mean_cosine",
     "mean_prediction_loss",
+    "neighbours",
     "other_cosine",
+    "outliers",
     "pretext_shortcuts",
     "random_twin",
     "rankme",

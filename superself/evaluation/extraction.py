@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -10,11 +11,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from superself.basics.output import is_terminal
 from superself.basics.random import preserve_random_state
 from superself.data import Images, Preprocessing, Reading, SequentialBatches, open_images
 from superself.networks import pool_features
 from superself.networks.modes import device_of, evaluation_mode
+
+BAR_AFTER = 2.0  # seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +69,7 @@ def features(
     preprocessing: Preprocessing | None = None,
     device: torch.device | str | None = None,
     on_broken: str = "omit",
+    progress: str | None = None,
 ) -> Features:
     """The features of every image of ``dataset`` in its order, with labels and file names where it has them.
 
@@ -79,13 +85,14 @@ def features(
             for a backbone without one the mean and standard deviation of ``dataset``.
         device: where the backbone is; None: where its first parameter is.
         on_broken: "omit" leaves the rows of unreadable images out, "nan" keeps them as NaN, so that row i is image i.
+        progress: title of a bar that is drawn in a terminal after two seconds; None: none.
     Raises:
         ValueError: if the images have other channels than the preprocessing, a feature is not finite, or ``on_broken``
             is unknown.
     """
     if on_broken not in ("omit", "nan"):
         raise ValueError(f'on_broken={on_broken!r} is unknown; pass "omit" or "nan".')
-    found, readable = collect_features(backbone, dataset, batch_size, preprocessing, device)
+    found, readable = collect_features(backbone, dataset, batch_size, preprocessing, device, progress=progress)
     wrong = int((~found.features[readable].isfinite().all(dim=1)).sum())
     if wrong:
         raise ValueError(
@@ -102,11 +109,13 @@ def collect_features(
     preprocessing: Preprocessing | None = None,
     device: torch.device | str | None = None,
     batches: int | None = None,
+    progress: str | None = None,
 ) -> tuple[Features, Tensor]:
     """``features`` with ``on_broken="nan"``, finite or not, and which images could be read (N,).
 
     Args:
         batches: how many of the first batches are read; None for all.
+        progress: as in ``features``.
     """
     preprocessing = preprocessing or getattr(backbone, "preprocessing", None)
     images = open_at_size(dataset, preprocessing and preprocessing.shape[1:], preprocessing and preprocessing.reading)
@@ -128,7 +137,7 @@ def collect_features(
         evaluation_mode(backbone),
         torch.autocast(device.type, enabled=False),
     ):
-        for batch in islice(read_in_order(images, batch_size), batches):
+        for batch in islice(_with_bar(read_in_order(images, batch_size), len(images), progress), batches):
             output = pool_features(backbone(preprocessing(batch.images.to(device)))).float().cpu()  # (B, D)
             output[~batch.readable] = math.nan
             rows.append(output)
@@ -139,6 +148,17 @@ def collect_features(
     readable = torch.cat(readable)  # (N,)
     names = [images.names[place] for place in (~readable).nonzero().flatten().tolist()]
     return Features(torch.cat(rows), labels, paths, {name: images.skipped[name] for name in names}), readable
+
+
+def _with_bar(batches: Iterator[ReadBatch], images: int, title: str | None) -> Iterator[ReadBatch]:
+    """The batches, with a bar that counts images, where there is a terminal to draw it in."""
+    if title is None or not is_terminal(sys.stderr):
+        yield from batches
+        return
+    with tqdm(total=images, desc=title, unit=" images", leave=False, delay=BAR_AFTER, file=sys.stderr) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch.places))
 
 
 def read_in_order(images: Images, batch_size: int) -> Iterator[ReadBatch]:

@@ -14,7 +14,7 @@ from superself.training.files import require_space, require_writable
 from superself.training.interrupt import FinishStepOnSignal
 from superself.training.lars import LARS
 from superself.training.launch import start_processes
-from superself.training.lock import RunLock
+from superself.training.lock import RunLock, is_running
 from superself.training.metrics import Metrics
 from superself.training.optimizers import (
     GroupRule,
@@ -78,6 +78,7 @@ __all__ = [
     "dataset_state_keys",
     "describe_value",
     "epochs",
+    "is_running",
     "make_lr_scheduler",
     "make_optimizer",
     "parameter_groups",

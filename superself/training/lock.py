@@ -128,6 +128,16 @@ class RunLock:
                 os.utime(self.path)
 
 
+def is_running(name: str | Path) -> bool:
+    """Whether a process holds the lock of the run ``name``; of another machine's, whether it has shown a sign of life lately."""
+    path = run_path(name, ".lock")
+    try:
+        text = _read(path)
+        return text is not None and not _is_stale(_parse(text), path)
+    except OSError:  # there is one, and it cannot be read
+        return True
+
+
 def _is_stale(holder: dict[str, Any], path: Path) -> bool:
     """Whether the process that holds the lock is gone."""
     me = _this_process()
