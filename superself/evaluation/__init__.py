@@ -8,11 +8,13 @@ from superself.evaluation.figures import show_columns, show_neighbours
 from superself.evaluation.knn import knn_accuracy, knn_predict
 from superself.evaluation.linear import choose_regularisation, linear_accuracy
 from superself.evaluation.monitor import FeatureMonitor, spread
+from superself.evaluation.projections import Projections, tensorboard_projections
 
 __all__ = [
     "Comparison",
     "FeatureMonitor",
     "Features",
+    "Projections",
     "choose_regularisation",
     "compare",
     "effective_rank",
@@ -28,4 +30,5 @@ __all__ = [
     "show_columns",
     "show_neighbours",
     "spread",
+    "tensorboard_projections",
 ]

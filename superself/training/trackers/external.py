@@ -218,9 +218,9 @@ def parameters(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def hyper_parameters(facts: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``parameters`` that may change what is learnt."""
-    values = parameters(facts)
-    return {name: value for name, value in values.items() if name.split(".")[0] not in NOT_HYPER_PARAMETERS}
+    """Those of ``parameters`` that may change what is learnt, without options that are off."""
+    values = {n: v for n, v in parameters(facts).items() if n.split(".")[0] not in NOT_HYPER_PARAMETERS}
+    return {name: value for name, value in values.items() if value is not False and (name, value) != ("accumulate", 1)}
 
 
 def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import os
 import shutil
@@ -126,7 +127,8 @@ class TensorBoardTracker(ExternalTracker):
         if FINAL not in self._writers:
             shutil.rmtree(self.folder / FINAL, ignore_errors=True)  # of the run before it was resumed
             self._purge = None
-        for summary in hparams_summaries(hyper_parameters(self.facts), state):
+        label = f"{self.folder.name} {datetime.datetime.now():%m-%d %H:%M:%S}"
+        for summary in hparams_summaries(hyper_parameters(self.facts), state, label):
             self._writer(FINAL).file_writer.add_summary(summary, step)
         for name, value in self.last.items():
             if name.startswith(COMPARED):
@@ -144,7 +146,7 @@ def pixels_of(path: Path) -> np.ndarray | None:
         return None
 
 
-def hparams_summaries(values: dict[str, Any], state: str) -> list[Any]:
+def hparams_summaries(values: dict[str, Any], state: str, label: str) -> list[Any]:
     """What the HPARAMS tab reads of a run: its hyper-parameters, and how it ended.
 
     There is no summary of the whole experiment, of which TensorBoard reads one only: without it the tab has the columns of
@@ -153,12 +155,13 @@ def hparams_summaries(values: dict[str, Any], state: str) -> list[Any]:
     Args:
         values: hyper-parameters.
         state: as in ``Tracker.end``.
+        label: of the row; rows with the same one are averaged.
     """
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams import api_pb2, metadata
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 
-    start = SessionStartInfo()
+    start = SessionStartInfo(group_name=label)
     for name, value in values.items():
         if isinstance(value, bool):
             start.hparams[name].bool_value = value
