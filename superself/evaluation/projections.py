@@ -130,7 +130,7 @@ def _write_metadata(path: Path, names: list[str], labels: list[Any] | None) -> N
 def _write_sprite(path: Path, images: Images, places: Tensor) -> int:
     """One picture with all thumbnails, row by row, in a square; returns the side of a thumbnail."""
     columns = math.ceil(math.sqrt(len(places)))
-    side = min(LARGEST, SPRITE // columns)
+    side = min(LARGEST, SPRITE // columns, max(SMALLEST, *images.shape[1:]) + GAP)
     sheet = np.full((columns * side, columns * side, 3), 255, dtype=np.uint8)
     shown = None
     for first in range(0, len(places), CHUNK):

@@ -19,7 +19,7 @@ MOST_WAITING = 10_000  # observations that are kept while nothing can be written
 SPEED = ("images_per_second", "waiting_share", "seconds", "skipped_steps", "rollbacks")
 NOT_HYPER_PARAMETERS = {  # settings that concern where and how a run is computed, and not what is learnt
     *("name", "resume", "overwrite", "progress", "trackers", "evaluators", "save_every", "num_workers", "devices"),
-    *("strategy", "num_nodes", "probe", "probe_every", "testdata", "notes", "compile", "on_nan"),
+    *("strategy", "num_nodes", "probe", "probe_every", "testdata", "notes", "compile", "on_nan", "keep_best"),
 }
 
 
@@ -79,6 +79,11 @@ class ExternalTracker(Tracker):
         self.run = facts.pop("run")
         self.facts = {**describe_value(facts), "versions": versions()}
         self.notes = self.facts.get("notes")
+
+    def baseline(self, row: dict[str, Any]) -> None:
+        """Writes what was measured before the first step; a resumed run has written it."""
+        if not self.run.continues:
+            self.epoch({**row, "epoch": 0})
 
     def measure(self, row: dict[str, Any]) -> dict[str, float]:
         """Keeps the values of the epoch for the checkpoint that is written next."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+from superself.basics.random import preserve_random_state
 from superself.training.trackers.external import ExternalTracker, parameters
 
 LONGEST_VALUE = 500  # characters of a parameter: MLflow takes 6000, servers of earlier versions 500
@@ -60,7 +61,7 @@ class MLflowTracker(ExternalTracker):
             self.folder = (Path(self.run.name).parent / "mlflow").absolute()
             self.folder.mkdir(parents=True, exist_ok=True)
             uri, artifacts = f"sqlite:///{(self.folder / 'mlflow.db').as_posix()}", (self.folder / "artifacts").as_uri()
-        with _quiet():
+        with _quiet(), preserve_random_state():
             self.client = _client(str(uri))
             self._start_run(artifacts)
         self._begin()

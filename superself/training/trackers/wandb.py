@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
+from superself.basics.random import preserve_random_state
 from superself.basics.validate import require_choice
 from superself.training.trackers.external import ExternalTracker, grouped_within_epoch, parameters
 
@@ -57,23 +58,22 @@ class WandbTracker(ExternalTracker):
             )
         name = Path(self.run.name)
         name.parent.mkdir(parents=True, exist_ok=True)
-        self._run = wandb.init(
-            **{
-                "project": self.project,
-                "name": name.name,
-                "dir": str(name.parent),
-                "id": self.run_id,
-                "resume": "allow" if self.run_id and self.mode == "online" else None,
-                "mode": self.mode,
-                "notes": self.notes,
-                "config": parameters(self.facts),
-                "reinit": "create_new",
-                "settings": wandb.Settings(
-                    console="off", silent=True, disable_git=True, save_code=False, x_disable_stats=True
-                ),
-                **self.options,
-            }
-        )
+        options = {
+            "project": self.project,
+            "name": name.name,
+            "dir": str(name.parent),
+            "id": self.run_id,
+            "resume": "allow" if self.run_id and self.mode == "online" else None,
+            "mode": self.mode,
+            "notes": self.notes,
+            "config": parameters(self.facts),
+            "reinit": "create_new",
+            "settings": wandb.Settings(
+                console="off", silent=True, disable_git=True, save_code=False, x_disable_stats=True
+            ),
+        }
+        with preserve_random_state():
+            self._run = wandb.init(**{**options, **self.options})
         self.run_id = self._run.id
         self.folder = Path(self._run.dir).parent
         self._begin()
