@@ -14,8 +14,8 @@ from superself.evaluation.subject import Subject
 from cases import TinyBackbone, tiny_images
 
 pytest.importorskip("tensorboard")
-from google.protobuf import text_format  # noqa: E402
-from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig  # noqa: E402
+from google.protobuf import text_format
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 
 class Colour(nn.Module):
