@@ -29,6 +29,7 @@ class Writes(ExternalTracker):
 
     def _open(self):
         self.opened += 1
+        self.written.append("opened")
 
     def _reopen(self):
         self.written.append("reopened")
@@ -96,12 +97,12 @@ def test_nothing_is_opened_before_the_first_step_and_what_was_observed_before_is
     tracker.baseline({"loss": 1.0, "knn": 0.2})
     assert tracker.opened == 0 and tracker.written == []
     tracker.step(row_of(1))
-    assert tracker.opened == 1 and tracker.written == [("epoch", 0), ("step", 0)]
+    assert tracker.opened == 1 and tracker.written == ["opened", ("epoch", 0), ("step", 0)]
     resumed = Writes()
     resumed.start({**FACTS, "run": fake_run(step=2, continues=True)})
     resumed.baseline({"loss": 1.0})
     resumed.step(row_of(2))
-    assert resumed.written == [("step", 2)]
+    assert resumed.written == ["opened", ("step", 2)]
 
 
 def test_a_run_without_a_step_leaves_no_trace():
@@ -141,6 +142,16 @@ def test_the_end_is_tried_at_once_and_reports_what_is_missing():
         tracker.epoch(row_of(2))
     with pytest.warns(UserWarning, match="Writes: 2 observations could not be written and are missing"):
         tracker.end("finished")
+
+
+def test_what_failed_is_tried_again_at_the_end_without_waiting(recwarn):
+    tracker = Writes()
+    play(tracker, fake_run(), [1], None)
+    tracker.broken = True
+    tracker.epoch(row_of(2))
+    tracker.broken, tracker.written = False, []
+    tracker.end("interrupted")
+    assert tracker.written == ["reopened", ("epoch", 2), "interrupted"] and len(recwarn) == 1
 
 
 def test_the_latest_values_are_part_of_the_checkpoint_of_their_epoch():
