@@ -20,6 +20,7 @@ LONGEST_TAG = 5000
 LONGEST_KEY = 250
 BATCH = 100  # parameters in one request
 STATES = {"finished": "FINISHED", "interrupted": "KILLED"}
+KIND = "mlflow.experimentKind"  # without it, MLflow shows a page for language models
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as the description of a run
 
 
@@ -87,7 +88,12 @@ class MLflowTracker(ExternalTracker):
                 self.run_id = None
         if self.run_id is None:
             found = self.client.get_experiment_by_name(self.experiment)
-            number = self.client.create_experiment(self.experiment, artifacts) if found is None else found.experiment_id
+            if found is None:
+                number = self.client.create_experiment(
+                    self.experiment, artifacts, tags={KIND: "custom_model_development"}
+                )
+            else:
+                number = found.experiment_id
             name = self.run_name or Path(self.run.name).name
             self.run_id = self.client.create_run(number, run_name=name).info.run_id
         self._write_parameters(known)
@@ -154,7 +160,7 @@ def _client(uri: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the twenty lines that MLflow writes when it makes a database."""
+    """Without what MLflow writes when it makes a database."""
     loggers = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
