@@ -131,7 +131,7 @@ class Supervisor(Buildable):
         save_every: str | float | None = "5min",
         compile: bool = False,
         progress: bool = True,
-        trackers: Sequence[Tracker] = (),
+        trackers: Sequence[Tracker | str] = (),
         **unknown: Any,
     ) -> Supervisor:
         """Trains, and stores the run in NAME.pt after every epoch, within epochs, at the end, and on Ctrl-C or SIGTERM.
@@ -181,7 +181,8 @@ class Supervisor(Buildable):
             save_every: how often to save within an epoch: "30s", "5min", "1h", seconds, or None.
             compile: compile the networks (torch.compile); takes about a minute, which pays off in long runs.
             progress: False prints nothing.
-            trackers: further observers of the run; see ``superself.training.Tracker``.
+            trackers: further observers of the run: "tensorboard", "mlflow", "wandb" (see docs/tracking.md), or instances of
+                ``superself.training.Tracker``.
         Raises:
             TypeError, ValueError: before the first step, if an argument or the data cannot be used.
             OSError: before the first step, if NAME.pt cannot be written, for example for lack of space.

@@ -10,6 +10,7 @@ from superself.evaluation.invariance import SERIES, Invariance, InvarianceReport
 from superself.evaluation.knn import knn_accuracy, knn_predict
 from superself.evaluation.linear import choose_regularisation, linear_accuracy
 from superself.evaluation.monitor import FeatureMonitor, spread
+from superself.evaluation.projections import Projections, tensorboard_projections
 from superself.evaluation.rotation_proxy import RotationProxy, rotated_features, rotation_accuracy
 from superself.evaluation.shortcuts import Shortcuts, ShortcutTable, feature_shortcuts, pretext_shortcuts
 from superself.evaluation.similarity import (
@@ -40,6 +41,7 @@ __all__ = [
     "LiDAR",
     "Neighbours",
     "Outliers",
+    "Projections",
     "RotationProxy",
     "SERIES",
     "Series",
@@ -78,6 +80,7 @@ __all__ = [
     "show_columns",
     "show_neighbours",
     "spread",
+    "tensorboard_projections",
     "view_alignment",
     "view_cosine",
     "view_features",

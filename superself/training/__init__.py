@@ -43,13 +43,14 @@ from superself.training.schedules import (
     warmup_cosine,
 )
 from superself.training.settings import Settings
-from superself.training.trackers import Progress, Record, Tracker
+from superself.training.trackers import MLflowTracker, Progress, Record, TensorBoardTracker, Tracker, WandbTracker
 
 __all__ = [
     "LARS",
     "Duration",
     "FinishStepOnSignal",
     "GroupRule",
+    "MLflowTracker",
     "Metrics",
     "Parallel",
     "Progress",
@@ -58,7 +59,9 @@ __all__ = [
     "RunLock",
     "Schedule",
     "Settings",
+    "TensorBoardTracker",
     "Tracker",
+    "WandbTracker",
     "autocast",
     "archive",
     "require_writable",

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,7 @@ from superself.training.intervals import parse_duration
 from superself.training.optimizers import check_optimizer
 from superself.training.precision import check_precision
 from superself.training.schedules import Schedule, check_bounds, check_lr_scheduler
-
-if TYPE_CHECKING:
-    from superself.training.trackers import Tracker
+from superself.training.trackers import BY_NAME, Tracker
 
 DETERMINE_THE_RUN = (
     *("lr", "optimizer", "batch_size", "shuffle", "weight_decay", "lr_scheduler", "precision"),
@@ -72,7 +70,7 @@ class Settings:
     save_every: str | float | None = "5min"
     compile: bool = False
     progress: bool = True
-    trackers: Sequence[Tracker] = ()
+    trackers: Sequence[Tracker | str] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -129,6 +127,10 @@ class Settings:
         trackers = () if self.trackers is None else self.trackers
         if not isinstance(trackers, (list, tuple)):
             raise TypeError(f"trackers is a {type(trackers).__name__}; pass a list, trackers=[MyTracker()].")
+        for tracker in trackers:
+            if isinstance(tracker, str):
+                require_choice("trackers", tracker, tuple(BY_NAME))
+        trackers = (BY_NAME[tracker]() if isinstance(tracker, str) else tracker for tracker in trackers)
         object.__setattr__(self, "trackers", tuple(trackers))
         for tracker in self.trackers:
             if inspect.isclass(tracker) or not hasattr(tracker, "epoch"):
