@@ -4,6 +4,7 @@ from superself import algorithms
 from superself.algorithms import *  # noqa: F403 - the algorithms and the registry, as algorithms.__all__ lists them
 from superself.data import Batch
 from superself.evaluation import compare, features
+from superself.exporting import export_backbone, load_backbone
 from superself.labels import LabelSupervisor
 from superself.networks import CombinedNet
 from superself.suggestions import Suggestion, suggest
@@ -21,6 +22,8 @@ __all__ = [
     "Tracker",
     "__version__",
     "compare",
+    "export_backbone",
     "features",
+    "load_backbone",
     "suggest",
 ]
