@@ -160,6 +160,9 @@ def _after_preprocessing(model: Any) -> bytes:
             needed.add(makers[name])
             waiting += nodes[makers[name]].input
     kept = [nodes[place] for place in sorted(needed)]  # nodes are stored in topological order
+    for node in kept:
+        if node.op_type == "Shape" and node.input[0] == INPUT:  # the size of the batch, which the preprocessing keeps
+            node.input[0] = MIDDLE
     used = {name for node in kept for name in node.input}
     if INPUT in used:
         raise ValueError("the graph uses the raw images after the preprocessing; run it with onnxruntime itself.")

@@ -192,7 +192,7 @@ def _verify(network: nn.Module, manifest: dict[str, Any], preprocessing: Preproc
     difference = embedding_difference(features, manifest["checksum"])
     if not difference <= TOLERANCE:
         raise ValueError(
-            f"{path}: the weights were loaded, but the features of a test image differ from those at export by {difference:.2g} of "
+            f"{path}: the features of a test image differ from those at export by {difference:.2g} of "
             f"their size (allowed: {TOLERANCE:g}), so the network computes something else; {remedy}."
         )
 
