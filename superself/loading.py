@@ -38,7 +38,7 @@ def open_backbone(given: Any) -> nn.Module:
     path = Path(given).expanduser()
     if path.is_file() and not _may_be_a_run(path):
         return load_backbone(path)
-    if not checkpoint_path(path).is_file():
+    if path.is_dir() or not checkpoint_path(path).is_file():
         _require_no_name_of_another_kind(str(given))
     return _backbone_of_run(given)
 

@@ -20,7 +20,7 @@ from superself.exporting.manifest import KEY, check_manifest, from_text, rebuild
 from superself.exporting.onnx_graph import read_onnx
 from superself.exporting.script import read_torchscript
 from superself.networks import LoadedWeights, build_backbone
-from superself.networks.pretrained import best_part, read_weights
+from superself.networks.pretrained import best_part, load_tensors, read_weights
 
 COUNTED_APART = "num_batches_tracked"  # counts steps of batch norm and changes no feature
 LISTED = 4  # names in a message
@@ -140,7 +140,8 @@ def load_matching(
             f"{source} does not hold the weights of this {type(network).__name__}: {report}; needed are at least "
             f"{share:.0%}. Pass the network of these weights as into= or architecture=, or a smaller share=."
         )
-    network.load_state_dict({name: part.state[name] for name in matched}, strict=False)
+    versions = None if part.prefix else getattr(content, "_metadata", None)
+    load_tensors(network, {name: part.state[name] for name in matched}, versions)
     if report.missing or part.equals:
         warnings.warn(f"load_backbone: {report}.", stacklevel=3)
     return report

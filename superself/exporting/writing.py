@@ -196,8 +196,8 @@ def _require_library(backbone: nn.Module, library: str, recipe: str | None) -> N
         )
     if known and spec.small_stem and "Conv2d" in recipe:
         warnings.warn(
-            f"this {spec.name} was trained with a 3 x 3 stem for small images, so the plain network of {library} refuses its "
-            "first convolution; print(...) what export() returned for the lines that edit the network, or load the file with "
+            f"this {spec.name} has a stem for small images, so the plain network of {library} refuses its weights or gives other "
+            "features with them; print(...) what export() returned for the lines that edit the network, or load the file with "
             "superself.load_backbone(), which makes them.",
             stacklevel=4,
         )

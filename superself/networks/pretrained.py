@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -111,10 +112,24 @@ def load_weights(network: nn.Module, weights: str | Path | Mapping[str, Any], na
             f"the weights of {source} are not those of {name or type(network).__name__}: {len(matched)} of {len(own)} tensors "
             f"fit ({'; '.join(filter(None, wrong))}); pass the weights of this network, or the network of these weights."
         )
-    network.load_state_dict({key: state[key] for key in matched}, strict=False)
+    load_tensors(network, {key: state[key] for key in matched})
     for text in changed:
         warnings.warn(f"weights of {source}: {text}", stacklevel=3)
     return LoadedWeights(source, matched, missing, (*unexpected, *elsewhere), tuple(changed))
+
+
+def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], versions: Mapping[str, Any] | None = None) -> None:
+    """Loads some of a network's tensors by name.
+
+    Args:
+        network: takes them.
+        tensors: name -> tensor of the same shape.
+        versions: of the modules that the tensors come from, as ``state_dict()._metadata`` has them; some networks refuse
+            tensors without. None: those of ``network``.
+    """
+    state = OrderedDict(tensors)
+    state._metadata = getattr(network.state_dict(), "_metadata", {}) if versions is None else versions
+    network.load_state_dict(state, strict=False)
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def test_every_algorithm_exports_its_backbone(case):
     backbone, images = supervisor.get_backbone().eval(), supervisor.images.batch(torch.arange(8)).images
     change_weights(backbone)  # as training does: those of two tiny backbones are equal
     supervisor.export("x.safetensors")
-    loaded = load_backbone("x.safetensors", into=case.backbone()).eval()
+    loaded = load_backbone("x.safetensors", into=case.make().get_backbone()).eval()
     assert loaded.preprocessing == backbone.preprocessing
     torch.testing.assert_close(features_of(loaded, images), features_of(backbone, images), rtol=1e-5, atol=1e-6)
 
