@@ -141,13 +141,13 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
-            from timm.models import load_state_dict
+            from safetensors.torch import load_file
 
-            return load_state_dict(str(path), device="cpu")
+            return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise ImportError(
-            f"{path} needs timm to be read, which is not installed; pip install superself[timm]."
+            f'{path} needs safetensors to be read, which is not installed; pip install "superself[export]".'
         ) from error
     except OSError:
         raise

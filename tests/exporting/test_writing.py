@@ -131,6 +131,8 @@ def test_traced_network_refuses_sizes_that_it_would_compute_wrongly():
     fixed, free = built(None, (3, 32, 32)), built("resnet9:width=0.1", (3, 16, 16))
     export_backbone(fixed, "fixed.ts")  # its padding depends on the size of the images
     export_backbone(free, "free.ts")
+    images = raw_images((3, 32, 32))
+    torch.testing.assert_close(torch.jit.load("fixed.ts")(images), features_of(fixed, images))
     with pytest.raises(torch.jit.Error, match="exported for images of"):
         torch.jit.load("fixed.ts")(raw_images((3, 33, 35)))
     images = raw_images((3, 21, 24))
