@@ -6,6 +6,7 @@ from superself.comparison import compare
 from superself.data import Batch
 from superself.embedding import embed, load_embeddings
 from superself.evaluation import features
+from superself.exporting import export_backbone, load_backbone
 from superself.labels import LabelSupervisor
 from superself.networks import CombinedNet
 from superself.reporting import report, runs
@@ -25,7 +26,9 @@ __all__ = [
     "__version__",
     "compare",
     "embed",
+    "export_backbone",
     "features",
+    "load_backbone",
     "load_embeddings",
     "report",
     "runs",

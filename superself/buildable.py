@@ -18,6 +18,7 @@ from superself.basics.validate import require_callable, require_count, require_n
 from superself.data import Batch, Images, ImageSpec, Preprocessing, Reading, open_images
 from superself.data.open import check_size
 from superself.data.preprocessing import SOBEL_CHANNELS, check_normalize
+from superself.exporting import Exported, export_backbone
 from superself.losses import MemoryBankLoss
 from superself.networks import CombinedNet, describe
 from superself.networks.backbones import require_trainable
@@ -165,6 +166,21 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
             backbone = averaged_copy(backbone, self.averaged_weights)
         backbone.preprocessing = self.preprocessing.for_raw_images()
         return backbone
+
+    def export(self, path: str | Path, format: str | None = None, averaged: bool = False, **options: Any) -> Exported:
+        """Writes the backbone to a file for other programs; ``superself.load_backbone(path)`` reads it.
+
+        Args:
+            path: ending in .pth (weights under torchvision's or timm's names), .safetensors, .ts (TorchScript) or .onnx.
+            format: instead of by the ending: "state_dict", "torchvision", "timm", "safetensors", "torchscript", "onnx".
+            averaged: the moving average of the weights, of a run with ``average=``.
+            **options: further arguments of ``export_backbone``, which see.
+        Returns:
+            What was written; ``print`` it for the code that loads it, also without superself.
+        Raises:
+            ValueError: if the format cannot hold this backbone; says why.
+        """
+        return export_backbone(self.get_backbone(averaged), path, format, **options)
 
     def load(self: Self, name: str | Path = "store/base") -> Self:
         """Takes the weights and hyper-parameters of a stored run; needs no data set.

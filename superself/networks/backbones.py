@@ -47,13 +47,20 @@ class BackboneSpec:
         """A network like the first one, with random weights even where the first one's were pretrained."""
         return build_backbone(self.name, self.shape, self.norm)
 
+    @property
+    def library(self) -> str:
+        """Whose network it is: "torchvision", "timm", "superself" or "efficientnet-pytorch"."""
+        if self.name is None:
+            return "efficientnet-pytorch"
+        if _is_own(*_split(self.name)[:2]):
+            return "superself"
+        return "timm" if self.name.startswith("timm:") else "torchvision"
+
     def __str__(self) -> str:
         name = self.name or "efficientnet-b0"
-        library = "timm" if name.startswith("timm:") else "torchvision" if self.name else "efficientnet-pytorch"
-        library = "superself" if _is_own(*_split(name)[:2]) else library
         channels, height, width = self.shape
         parts = [
-            f"{name.removeprefix('timm:')} ({library})",
+            f"{name.removeprefix('timm:')} ({self.library})",
             f"{channels} channel{'s' if channels > 1 else ''}",
             f"3 x 3 stem for images of {height} x {width}" if self.small_stem else "",
             f"{self.width} features",
@@ -155,6 +162,12 @@ def _is_own(name: str, width: float | None) -> bool:
     return name in OWN or width is not None
 
 
+def is_backbone_name(text: str) -> bool:
+    """Whether ``text`` is, apart from weights after an "@", the name of a network that ``build_backbone`` can make."""
+    name = text.partition("@")[0].partition(":")[0]
+    return name == "timm" and ":" in text or name in RESNETS or name in OWN or name in torchvision.models.list_models()
+
+
 def _make(name: str, width: float | None, shape: tuple[int, int, int]) -> tuple[nn.Module, bool]:
     """Gives the network of a name without its classifier, and whether it accepts images of any size."""
     if not name:  # None, or "@FILE"
@@ -212,18 +225,22 @@ def _from_torchvision(name: str, shape: tuple[int, int, int]) -> tuple[nn.Module
     if name not in names:
         needed = f"a name of torchvision.models.list_models(), {', '.join(OWN[:3])}, 'timm:NAME'"
         raise ValueError(_unknown_name(name, [*names, *OWN], needed))
-    options = {}
-    if name.startswith("vit_"):
-        options["image_size"] = _vit_side(name, *shape[1:])
-    elif name in ("googlenet", "inception_v3"):
-        options = {"aux_logits": False, "init_weights": True}  # auxiliary classifiers would make the output a tuple
-    network = torchvision.models.get_model(name, weights=None, **options)
+    network = torchvision.models.get_model(name, weights=None, **torchvision_options(name, shape))
     layers = [layer for layer, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     _replace(network, layers[-1], nn.Identity())  # the last layer is the classifier in every family
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # by default torchvision has dropout in classifiers only
     return network, not name.startswith("vit_")
+
+
+def torchvision_options(name: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """What torchvision's constructor of a network needs besides its name for images (C, H, W)."""
+    if name.startswith("vit_"):
+        return {"image_size": _vit_side(name, *shape[1:])}
+    if name in ("googlenet", "inception_v3"):
+        return {"aux_logits": False, "init_weights": True}  # auxiliary classifiers would make the output a tuple
+    return {}
 
 
 def _vit_side(name: str, height: int, width: int) -> int:
@@ -244,10 +261,17 @@ def _from_timm(name: str, shape: tuple[int, int, int]) -> tuple[nn.Module, bool]
         raise ImportError(f"'timm:{name}' needs timm, which is not installed; pip install superself[timm].") from error
     if not timm.is_model(name):
         raise ValueError(_unknown_name(name, timm.list_models(), "a name of timm.list_models()"))
+    options = timm_options(name, shape)
+    return timm.create_model(name, **options), "img_size" not in options
+
+
+def timm_options(name: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """What ``timm.create_model`` needs besides a name for images (C, H, W), without classifier."""
+    import timm
+
     config = timm.get_pretrained_cfg(name)
     any_size = config is None or not config.fixed_input_size
-    options = {} if any_size else {"img_size": shape[1:]}
-    return timm.create_model(name, in_chans=shape[0], num_classes=0, **options), any_size
+    return {"in_chans": shape[0], "num_classes": 0, **({} if any_size else {"img_size": tuple(shape[1:])})}
 
 
 def _unknown_name(name: str, names: list[str], needed: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -94,7 +95,7 @@ def load_weights(network: nn.Module, weights: str | Path | Mapping[str, Any], na
         if values is None:
             values = read_weights(_existing_file(source, name))
     own = network.state_dict()
-    state, elsewhere = _best_part(values, own)
+    state, elsewhere, *_ = best_part(values, own)
     left_out, changed = _adapt(network, state, own)
     missing = tuple(key for key in own if key not in state and not key.endswith("num_batches_tracked"))
     unexpected = tuple(key for key in state if key not in own)
@@ -111,10 +112,24 @@ def load_weights(network: nn.Module, weights: str | Path | Mapping[str, Any], na
             f"the weights of {source} are not those of {name or type(network).__name__}: {len(matched)} of {len(own)} tensors "
             f"fit ({'; '.join(filter(None, wrong))}); pass the weights of this network, or the network of these weights."
         )
-    network.load_state_dict({key: state[key] for key in matched}, strict=False)
+    load_tensors(network, {key: state[key] for key in matched})
     for text in changed:
         warnings.warn(f"weights of {source}: {text}", stacklevel=3)
     return LoadedWeights(source, matched, missing, (*unexpected, *elsewhere), tuple(changed))
+
+
+def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], versions: Mapping[str, Any] | None = None) -> None:
+    """Loads some of a network's tensors by name.
+
+    Args:
+        network: takes them.
+        tensors: name -> tensor of the same shape.
+        versions: of the modules that the tensors come from, as ``state_dict()._metadata`` has them; some networks refuse
+            tensors without. None: those of ``network``.
+    """
+    state = OrderedDict(tensors)
+    state._metadata = getattr(network.state_dict(), "_metadata", {}) if versions is None else versions
+    network.load_state_dict(state, strict=False)
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
@@ -126,13 +141,13 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
-            from timm.models import load_state_dict
+            from safetensors.torch import load_file
 
-            return load_state_dict(str(path), device="cpu")
+            return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise ImportError(
-            f"{path} needs timm to be read, which is not installed; pip install superself[timm]."
+            f'{path} needs safetensors to be read, which is not installed; pip install "superself[export]".'
         ) from error
     except OSError:
         raise
@@ -192,32 +207,56 @@ def _from_library(weights: str, name: str) -> dict[str, Tensor] | None:
     return made.state_dict()
 
 
-def _best_part(content: Any, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of the network in a file that has the most names of ``own``, without their prefix, and the other names."""
-    best: tuple[int, dict[str, Tensor], list[str]] = (0, {}, [])
-    for mapping in _mappings(content):
-        counts: dict[str, int] = {}
+class Part(NamedTuple):
+    """The tensors in a file that belong to one network.
+
+    ``state`` are the tensors by name without ``prefix``, ``elsewhere`` the names of the others, ``prefix`` what stood before
+    the names, with the dictionaries of the checkpoint that led there, and ``equals`` the prefixes of other networks in the
+    file that fit equally well.
+    """
+
+    state: dict[str, Tensor]
+    elsewhere: list[str]
+    prefix: str = ""
+    equals: tuple[str, ...] = ()
+
+
+def best_part(content: Any, own: Collection[str], prefix: str = "") -> Part:
+    """Finds the tensors in the content of a file that have the most names of ``own`` behind a common prefix.
+
+    Args:
+        content: a state dict, or a checkpoint with state dicts in it.
+        own: the names in the network.
+        prefix: that the one wanted begins with, such as "teacher."; "" takes the one that fits best, of equals the first.
+    """
+    counts: dict[tuple[str, str], int] = {}  # place of the state dict, prefix in it -> names that fit
+    mappings = dict(_mappings(content))
+    for place, mapping in mappings.items():
         for key in mapping:
             parts = key.split(".")
-            for place in range(len(parts)):
-                if ".".join(parts[place:]) in own:
-                    prefix = "".join(f"{part}." for part in parts[:place])
-                    counts[prefix] = counts.get(prefix, 0) + 1
-        prefix = max(counts, key=counts.get, default="")  # the first of equally good ones
-        if counts.get(prefix, 0) > best[0]:
-            inside = {key.removeprefix(prefix): value for key, value in mapping.items() if key.startswith(prefix)}
-            best = (counts[prefix], inside, [key for key in mapping if not key.startswith(prefix)])
-    return best[1], best[2]
+            for start in range(len(parts)):
+                if ".".join(parts[start:]) in own:
+                    before = "".join(f"{part}." for part in parts[:start])
+                    if (place + before).startswith(prefix):
+                        counts[place, before] = counts.get((place, before), 0) + 1
+    if not counts:
+        return Part({}, [name for mapping in mappings.values() for name in mapping])
+    best = max(counts, key=counts.get)  # the first of equally good ones
+    place, before = best
+    equals = tuple("".join(other) for other, count in counts.items() if count == counts[best] and other != best)
+    inside = {key.removeprefix(before): value for key, value in mappings[place].items() if key.startswith(before)}
+    elsewhere = [key for key in mappings[place] if not key.startswith(before)]
+    return Part(inside, elsewhere, place + before, equals)
 
 
-def _mappings(content: Any) -> Iterator[dict[str, Tensor]]:
-    """The tensors by name of a state dict, and of those inside a checkpoint."""
+def _mappings(content: Any, place: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The tensors by name of a state dict, and of those inside a checkpoint, each with its place in it."""
     if isinstance(content, Mapping):
         tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
         if tensors:
-            yield tensors
-        for value in content.values():
-            yield from _mappings(value)
+            yield place, tensors
+        for key, value in content.items():
+            yield from _mappings(value, f"{place}{key}.")
 
 
 def _adapt(network: nn.Module, state: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[set[str], list[str]]:

@@ -297,3 +297,9 @@ def test_cut_files_are_named(source, zipped):
         Path("cut.pth").write_bytes(content[:size])
         with pytest.raises(ValueError, match="cut.pth is not a file of tensors"):
             read_weights("cut.pth")
+
+
+def test_networks_that_refuse_tensors_without_a_version_take_a_file():
+    write(torchvision.models.mnasnet0_5().state_dict())
+    backbone = build_backbone("mnasnet0_5@weights.pth", SHAPE)
+    assert not backbone.loaded_weights.missing
