@@ -182,7 +182,7 @@ class Panel:
         """The values of one evaluator, by names that no other of the panel uses; random states are restored."""
         with preserve_random_state(subject.seed):
             found = with_label(self.given[label], self.evaluators[label].evaluate, subject)
-        if not isinstance(found, dict) or not found:
+        if not isinstance(found, dict):
             raise TypeError(
                 f"{self.given[label]}: evaluate() returned {found!r}; return a dictionary, {{name: number}}."
             )
@@ -202,7 +202,7 @@ class Panel:
 
     def protocol(self) -> list[str]:
         """A line for each evaluator."""
-        return [f"{label}: {_protocol(evaluator)}" for label, evaluator in self.evaluators.items()]
+        return [_protocol(label, evaluator) for label, evaluator in self.evaluators.items()]
 
 
 def with_label(label: str, function: Any, subject: Subject) -> Any:
@@ -217,8 +217,10 @@ def with_label(label: str, function: Any, subject: Subject) -> Any:
         raise type(error)(f"{label}: {error}") from error
 
 
-def _protocol(evaluator: Evaluator) -> str:
-    text = evaluator.protocol or " ".join((type(evaluator).__doc__ or "").split("\n\n")[0].split())
+def _protocol(label: str, evaluator: Evaluator) -> str:
+    """What the evaluator, or its last ``result``, says of how it measured, or the first sentence of its docstring."""
+    text = evaluator.protocol or getattr(getattr(evaluator, "result", None), "protocol", "")
+    text = text or f"{label}: " + " ".join((type(evaluator).__doc__ or "").split("\n\n")[0].split())
     return text if text.endswith(".") else f"{text}."
 
 

@@ -43,7 +43,7 @@ class Evaluator:
         """
 
     def evaluate(self, subject: Subject) -> dict[str, float]:
-        """The values, by the names that the record, the trackers and the tables show; the main value first.
+        """The values, by the names that the record, the trackers and the tables show; the main value first, or {} for none.
 
         Random numbers that are drawn here are the same at every call and change nothing outside.
         """

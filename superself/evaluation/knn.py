@@ -86,9 +86,8 @@ class KNN(Evaluator):
     def evaluate(self, subject: Subject) -> dict[str, float]:
         known, asked = (subject.features(images) for images in self._parts)
         k = min(self.k, len(known.readable()))
-        self.protocol = (
-            f"vote of the {k} most similar training images (cosine), weighted exp(similarity / {self.temperature:g})"
-        )
+        weight = f"exp(similarity / {self.temperature:g})"
+        self.protocol = f"kNN: vote of the {k} most similar training images (cosine), weighted {weight}."
         return {"knn": knn_accuracy(known, asked, k, self.temperature)}
 
     def _roles(self) -> list[tuple[Any, str]]:

@@ -16,7 +16,7 @@ from superself.evaluation.twin import before_training
 from superself.training.files import copy_completely, run_path
 from superself.training.metrics import RESERVED, in_units
 from superself.training.trackers import Tracker
-from superself.training.trackers.progress import label
+from superself.training.trackers.progress import display_name
 
 
 class EvaluationTracker(Tracker):
@@ -60,9 +60,8 @@ class EvaluationTracker(Tracker):
         self.initial |= values
         self.since |= dict.fromkeys(values, self.run.epoch)
         self._check_best(settings.keep_best)
-        details = {name for names in self.panel.names.values() for name in names[1:]}
-        self.run.main_values = [names[0] for names in self.panel.names.values()]
-        self.run.detailed_values = details
+        self.run.main_values = [name for names in self.panel.names.values() for name in names[:1]]
+        self.run.detailed_values = {name for names in self.panel.names.values() for name in names[1:]}
         if self.run.step == 0 and values:
             self.run.initial_row = {"epoch": 0, **values, **self.run.initial_features}
         elif self.best.get("epoch") == self.run.epoch and self.run.step == self.run.epoch_began:
@@ -75,10 +74,7 @@ class EvaluationTracker(Tracker):
         due = [label for label, e in self.panel.evaluators.items() if epoch % e.every == 0 or is_last]
         if not due:
             return {}
-        self.subject.backbone, self.subject.preprocessing = (
-            self.supervisor.exported_backbone,
-            self.supervisor.preprocessing,
-        )
+        self.subject.backbone = self.supervisor.exported_backbone
         values: dict[str, float] = {}
         with undisturbed(self.supervisor, self.subject.seed):
             for label in due:
@@ -100,14 +96,14 @@ class EvaluationTracker(Tracker):
 
     def end(self, state: str) -> None:
         """Prints what has changed since before training."""
-        mains = [names[0] for names in self.names.values() if names[0] in self._last]
+        mains = [name for names in self.panel.names.values() for name in names[:1] if name in self._last]
         if state != "finished" or not mains:
             return
         parts = []
         for name in mains:
             since = f" since epoch {self.since[name]}" if self.since[name] else ""
             gain = in_units(name, self._last[name] - self.initial[name], signed=True)
-            parts.append(f"{label(name)} {in_units(name, self._last[name])} ({gain}{since})")
+            parts.append(f"{display_name(name)} {in_units(name, self._last[name])} ({gain}{since})")
         self.run.print(f"after training: {', '.join(parts)}")
 
     def state_dict(self) -> dict[str, Any]:
@@ -156,9 +152,8 @@ class EvaluationTracker(Tracker):
         """Refuses a name that is not the main value of an evaluator with a direction."""
         if name is None:
             return
-        directions = {
-            names[0]: self.panel.evaluators[label].higher_is_better for label, names in self.panel.names.items()
-        }
+        evaluators, named = self.panel.evaluators, self.panel.names.items()
+        directions = {names[0]: evaluators[label].higher_is_better for label, names in named if names}
         usable = [main for main, direction in directions.items() if direction is not None]
         if name not in usable:
             raise ValueError(
@@ -183,12 +178,20 @@ class EvaluationTracker(Tracker):
             self.run.warn(f"The best checkpoint could not be kept ({error.strerror or error}); training continues.")
 
 
+class _Probe(KNN):
+    """The evaluator of ``probe=``: 20 neighbours, or all images of a smaller training set."""
+
+    def open(self, subject: Subject) -> None:
+        self.k = min(self.k, len(subject.open(self.train)))
+        super().open(subject)
+
+
 def _asked_for(settings: Any) -> tuple[list[Evaluator], list[str]]:
     """All evaluators that ``supervise()`` was asked for, and what messages call them."""
     evaluators = check_evaluators(list(settings.evaluators))
     given = [e.name or type(e).__name__ for e in evaluators]
     if settings.probe is not None:
-        evaluators, given = [KNN(*settings.probe, every=settings.probe_every), *evaluators], ["probe", *given]
+        evaluators, given = [_Probe(*settings.probe, every=settings.probe_every), *evaluators], ["probe", *given]
     if settings.testdata is not None:
         evaluators, given = [*evaluators, HeldOutLoss(settings.testdata)], [*given, "testdata"]
     return evaluators, given

@@ -39,7 +39,7 @@ class Progress(Tracker):
 
     def baseline(self, row: dict[str, Any]) -> None:
         """Prints the main value of each evaluator."""
-        shown = [f"{label(name)} {in_units(name, row[name])}" for name in self._run.main_values if name in row]
+        shown = [f"{display_name(name)} {in_units(name, row[name])}" for name in self._run.main_values if name in row]
         self._print(f"before training: {', '.join(shown)}")
 
     def step(self, row: dict[str, Any]) -> None:
@@ -84,7 +84,7 @@ class Progress(Tracker):
         parts = [f"epoch {row['epoch']}/{self.epochs}{done}", f"loss {row['loss']:.3f}{chance}"]
         mains, hidden = (getattr(self._run, name, ()) for name in ("main_values", "detailed_values"))
         shown = shown_values({name: value for name, value in row.items() if name not in hidden}, mains)
-        values = [f"{label(name)} {format_value(name, value)}" for name, value in shown]
+        values = [f"{display_name(name)} {format_value(name, value)}" for name, value in shown]
         speed = [f"{row['images_per_second']:.0f} img/s"] if row["images_per_second"] else []
         if row["waiting_share"] >= MIN_WAITING_SHARE:
             speed.append(f"{row['waiting_share']:.0%} waiting for data")
@@ -136,7 +136,7 @@ def shown_values(row: dict[str, Any], mains: Sequence[str] = ()) -> list[tuple[s
     return [*mains, *noted[:1], *spread, *noted[1:]]
 
 
-def label(name: str) -> str:
+def display_name(name: str) -> str:
     """How the name of a value is written in the line."""
     return name.replace("knn", "kNN").replace("_", " ")
 
