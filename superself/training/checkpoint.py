@@ -126,10 +126,8 @@ def archive(name: str | Path) -> Path | None:
     path, target = checkpoint_path(name), archived_path(name)
     if target is None:
         return None
-    for ending in (
-        *figure_endings(path),
-        *RUN_FILES,
-    ):  # the checkpoint last: if this is interrupted, the next call completes it
+    endings = (*figure_endings(path), *RUN_FILES)
+    for ending in endings:  # the checkpoint last: if this is interrupted, the next call completes it
         with contextlib.suppress(FileNotFoundError):
             os.rename(run_path(path, ending), run_path(target, ending))
     return target

@@ -171,8 +171,15 @@ def test_a_method_that_knows_its_images_has_no_held_out_loss():
 def test_weights_statistics_and_random_states_are_those_of_a_run_without_evaluators(cls):
     plain = simclr(cls).supervise(epochs=2, **SHORT | {"name": "plain"})
     state = torch.get_rng_state()
-    options = {"probe": (labelled(), labelled()), "testdata": tiny_images(9), "evaluators": [Scripted()]}
-    measured = simclr(cls).supervise(epochs=2, **options, **SHORT)
+
+    class Draws(Scripted):
+        def evaluate(self, subject):
+            torch.rand(2, generator=measured.generator)
+            return super().evaluate(subject)
+
+    measured = simclr(cls)
+    options = {"probe": (labelled(), labelled()), "testdata": tiny_images(9), "evaluators": [Draws()]}
+    measured.supervise(epochs=2, **options, **SHORT)
     assert_same(weights_of(plain), weights_of(measured))  # with the running statistics of batch norms
     assert torch.equal(plain.generator.get_state(), measured.generator.get_state())
     assert torch.equal(state, torch.get_rng_state())
