@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +18,9 @@ from superself.basics.validate import require_callable, require_count, require_n
 from superself.data import Batch, Images, ImageSpec, Preprocessing, Reading, open_images
 from superself.data.open import check_size
 from superself.data.preprocessing import SOBEL_CHANNELS, check_normalize
+from superself.evaluation.evaluating import Evaluation, evaluate
+from superself.evaluation.evaluator import Evaluator
+from superself.evaluation.of_supervisor import subject_of, undisturbed
 from superself.exporting import Exported, export_backbone
 from superself.losses import MemoryBankLoss
 from superself.networks import CombinedNet, describe
@@ -196,6 +199,24 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
         """
         load_run(self, name)
         return self
+
+    def evaluate(
+        self,
+        train: Any = None,
+        test: Any = None,
+        evaluators: Sequence[Evaluator] | None = None,
+        *,
+        seed: int = 0,
+        figures: str | Path | None = None,
+    ) -> Evaluation:
+        """Measures the backbone next to the same network with random weights; print the result.
+
+        With labelled images accuracies, without any what the features of this supervisor's own images look like. Changes
+        nothing. See ``superself.evaluation.evaluate`` for the arguments.
+        """
+        self._require_model()
+        with undisturbed(self, seed):
+            return evaluate(subject_of(self, seed), train, test, evaluators, seed=seed, figures=figures)
 
     # ---- what algorithms override --------------------------------------------------------------------------------------
 

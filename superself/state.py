@@ -11,9 +11,18 @@ from typing import Any
 from superself.basics.random import preserve_random_state
 from superself.basics.validate import shortened
 from superself.data import Images, ImageSpec, Preprocessing, Reading
+from superself.networks import describe
 from superself.networks.pretrained import without_pretrained_weights
 from superself.training import Settings, choose_precision, dataset_state_keys, read_checkpoint, require_fit, versions
-from superself.training.hyper_parameters import READING, adopt, contradictions, lineage, run_identity, stored_values
+from superself.training.hyper_parameters import (
+    READING,
+    adopt,
+    contradictions,
+    declared,
+    lineage,
+    run_identity,
+    stored_values,
+)
 from superself.training.identity import identify, unchanged
 
 NEEDED = {
@@ -46,6 +55,26 @@ def supervisor_state(supervisor: Any) -> dict[str, Any]:
         "preprocessing": supervisor.preprocessing.to_dict(),
         "data": {"shape": supervisor.network_shape, "count": len(images), "fingerprint": images.fingerprint},
         "versions": versions(),
+    }
+
+
+def run_facts(supervisor: Any) -> dict[str, Any]:
+    """What NAME.yaml and the first lines say about the run of a supervisor."""
+    chance = supervisor.run.chance_loss  # measured once
+    meaning = (
+        supervisor.loss_meaning
+        if supervisor.uses_its_own_loss
+        else f"custom, {getattr(supervisor.loss, '__name__', type(supervisor.loss).__name__)}"
+    )
+    return {
+        "algorithm": type(supervisor).__name__,
+        "module": type(supervisor).__module__,
+        "arguments": declared(supervisor),
+        "seed": supervisor.seed,
+        "data": supervisor.images.describe(),
+        "backbone": f"{describe(supervisor.exported_backbone)}; on {supervisor.device} in {supervisor.run.precision}",
+        "loss": meaning + ("" if chance is None else f"; chance level: {chance:.3f}"),
+        "device": str(supervisor.device),
     }
 
 

@@ -17,11 +17,13 @@ from superself.basics.output import prepare_standard_streams
 from superself.basics.random import seed_everything
 from superself.buildable import Buildable
 from superself.data import Batch, BatchLoader, EpochSampler
+from superself.evaluation.evaluator import Evaluator
 from superself.evaluation.monitor import MonitorTracker
-from superself.networks import compilable_networks, describe, replicated
+from superself.evaluation.tracking import EvaluationTracker
+from superself.networks import compilable_networks, replicated
 from superself.networks.batch_norm import synchronized_batch_norm
 from superself.reporting import ReportTracker
-from superself.state import load_run
+from superself.state import load_run, run_facts
 from superself.training import (
     Duration,
     GroupRule,
@@ -44,7 +46,6 @@ from superself.training import (
     scheduled,
     start_processes,
 )
-from superself.training.hyper_parameters import declared
 from superself.training.metrics import check_metric_name
 
 
@@ -132,6 +133,10 @@ class Supervisor(Buildable):
         compile: bool = False,
         progress: bool = True,
         trackers: Sequence[Tracker | str] = (),
+        evaluators: Sequence[Evaluator] = (),
+        testdata: Any = None,
+        notes: str | None = None,
+        keep_best: str | None = None,
         **unknown: Any,
     ) -> Supervisor:
         """Trains, and stores the run in NAME.pt after every epoch, within epochs, at the end, and on Ctrl-C or SIGTERM.
@@ -151,14 +156,14 @@ class Supervisor(Buildable):
                 the weights must be as it was: data, hyper-parameters, networks, functions (see ``training.identity`` for how
                 they are compared) and the settings in ``DETERMINE_THE_RUN``. These may change: epochs, num_workers, name,
                 overwrite, probe, probe_every, devices, strategy, num_nodes, on_nan, save_every, compile, progress, trackers,
-                memory_limit, on_bad_image and the place of the data. A seed that is None is taken from the file. Not
-                compared are the code of classes and labels next to the images.
+                evaluators, testdata, notes, keep_best, memory_limit, on_bad_image and the place of the data. A seed that is
+                None is taken from the file. Not compared are the code of classes and labels next to the images.
             overwrite: replace a run of this name.
             weight_decay: for weights, not for biases and norms; a number, or a Schedule whose value is set before each step;
                 None leaves it to the optimizer.
             seed: for the order of images, views and dropout; None uses the constructor's seed, which also sets the initial
                 weights.
-            probe: (labelled_train, labelled_test): prints the kNN accuracy of the backbone; changes no weight.
+            probe: (labelled_train, labelled_test): short for ``evaluators=[KNN(*probe, every=probe_every)]``.
             probe_every: epochs from one probe to the next.
             precision: "bf16-mixed", "16-mixed", "32-true", or "auto": bfloat16 where the hardware computes in it. "16-mixed"
                 scales the loss, so ``_update`` must not add anything to it; it is very slow on CPUs.
@@ -183,6 +188,12 @@ class Supervisor(Buildable):
             progress: False prints nothing.
             trackers: further observers of the run: "tensorboard", "mlflow", "wandb" (see docs/tracking.md), or instances of
                 ``superself.training.Tracker``.
+            evaluators: measure the exported backbone before the first step, every so many epochs and after the last; see
+                ``superself.evaluation``. They change nothing in the run. Their last pictures are NAME.<evaluator>.png.
+            testdata: images that are not trained on, whose loss is measured after every epoch ("held_out_loss").
+            notes: kept in NAME.yaml, in the checkpoint and by trackers.
+            keep_best: the main value of an evaluator, such as "knn": the epoch that is best by it is also kept in
+                NAME.best.pt, which ``load("NAME.best")`` takes.
         Raises:
             TypeError, ValueError: before the first step, if an argument or the data cannot be used.
             OSError: before the first step, if NAME.pt cannot be written, for example for lack of space.
@@ -191,12 +202,9 @@ class Supervisor(Buildable):
                 if weights are not finite (before they are stored). The last good file is kept.
             KeyboardInterrupt, SystemExit: after a signal, once the step is complete and the run is stored.
         """
+        given = dict(locals())
         reject_unknown(unknown, type(self).supervise)
-        settings = Settings(
-            lr, optimizer, epochs, batch_size, shuffle, num_workers, name, pretrained, lr_scheduler, resume, overwrite,
-            weight_decay, seed, probe, probe_every, precision, devices, strategy, num_nodes, sync_batchnorm, accumulate,
-            micro_batch, clip, average, on_nan, save_every, compile, progress, trackers,
-        )  # fmt: skip
+        settings = Settings(**{key: value for key, value in given.items() if key not in ("self", "unknown")})
         settings.check_data(len(self.images) if self.has_data else 0)
         prepare_standard_streams()
         parallel = start_processes(settings, self.device)
@@ -380,28 +388,14 @@ class Supervisor(Buildable):
 
     def _facts(self) -> dict[str, Any]:
         """What NAME.yaml and the first lines say about the run."""
-        chance = self.run.chance_loss  # measured once
-        meaning = (
-            self.loss_meaning
-            if self.uses_its_own_loss
-            else f"custom, {getattr(self.loss, '__name__', type(self.loss).__name__)}"
-        )
-        return {
-            "algorithm": type(self).__name__,
-            "module": type(self).__module__,
-            "arguments": declared(self),
-            "seed": self.seed,
-            "data": self.images.describe(),
-            "backbone": f"{describe(self.exported_backbone)}; on {self.device} in {self.run.precision}",
-            "loss": meaning + ("" if chance is None else f"; chance level: {chance:.3f}"),
-            "device": str(self.device),
-        }
+        return run_facts(self)
 
     def _trackers(self) -> list[Tracker]:
         """The observers that every run has."""
         settings = self.run.settings
         progress = [Progress()] if settings.progress else []
-        return [Record(settings.name), *progress, MonitorTracker(self), ReportTracker(settings.name)]
+        observers = [MonitorTracker(self), EvaluationTracker(self), ReportTracker(settings.name)]
+        return [Record(settings.name), *progress, *observers]
 
     def _as_batch(self, values: Any) -> Batch:
         """What a loader yields as a Batch."""

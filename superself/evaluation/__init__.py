@@ -3,13 +3,16 @@
 from superself.evaluation.alignment import Alignment, feature_uniformity, other_cosine, view_alignment, view_cosine
 from superself.evaluation.chance import map_views, mean_prediction_loss
 from superself.evaluation.collapse import effective_rank, feature_rms, feature_std, mean_cosine
+from superself.evaluation.evaluating import Evaluation, default_evaluators, evaluate
+from superself.evaluation.evaluator import Evaluator
 from superself.evaluation.extraction import Features, features
 from superself.evaluation.figures import show_columns, show_neighbours
 from superself.evaluation.held_out import HeldOut, HeldOutLoss, held_out_loss
 from superself.evaluation.invariance import SERIES, Invariance, InvarianceReport, Series, invariance_report
-from superself.evaluation.knn import knn_accuracy, knn_predict
+from superself.evaluation.knn import KNN, knn_accuracy, knn_predict
 from superself.evaluation.linear import choose_regularisation, linear_accuracy
 from superself.evaluation.monitor import FeatureMonitor, spread
+from superself.evaluation.of_supervisor import subject_of
 from superself.evaluation.projections import Projections, tensorboard_projections
 from superself.evaluation.rotation_proxy import RotationProxy, rotated_features, rotation_accuracy
 from superself.evaluation.shortcuts import Shortcuts, ShortcutTable, feature_shortcuts, pretext_shortcuts
@@ -25,6 +28,7 @@ from superself.evaluation.similarity import (
     outliers,
 )
 from superself.evaluation.spectrum import LiDAR, Spectrum, alpha_req, lidar, rankme
+from superself.evaluation.subject import Subject
 from superself.evaluation.twin import random_twin
 from superself.evaluation.unlabelled import UnlabelledEvaluator, view_features
 
@@ -32,12 +36,15 @@ __all__ = [
     "Alignment",
     "Coverage",
     "Duplicates",
+    "Evaluation",
+    "Evaluator",
     "FeatureMonitor",
     "Features",
     "HeldOut",
     "HeldOutLoss",
     "Invariance",
     "InvarianceReport",
+    "KNN",
     "LiDAR",
     "Neighbours",
     "Outliers",
@@ -48,13 +55,16 @@ __all__ = [
     "ShortcutTable",
     "Shortcuts",
     "Spectrum",
+    "Subject",
     "UnlabelledEvaluator",
     "alpha_req",
     "choose_regularisation",
     "coverage",
+    "default_evaluators",
     "duplicate_threshold",
     "duplicates",
     "effective_rank",
+    "evaluate",
     "feature_rms",
     "feature_shortcuts",
     "feature_std",
@@ -80,6 +90,7 @@ __all__ = [
     "show_columns",
     "show_neighbours",
     "spread",
+    "subject_of",
     "tensorboard_projections",
     "view_alignment",
     "view_cosine",

@@ -6,7 +6,6 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +51,10 @@ class Features:
         return Features(self.features[kept], labels, paths, self.skipped)
 
 
+class NonFiniteFeatures(ValueError):
+    """Features with NaN or infinity: training has diverged."""
+
+
 class ReadBatch(NamedTuple):
     """Images (B, C, H, W) with labels (B, ...) or None, their places (B,), and which of them could be read (B,)."""
 
@@ -87,15 +90,15 @@ def features(
         on_broken: "omit" leaves the rows of unreadable images out, "nan" keeps them as NaN, so that row i is image i.
         progress: title of a bar that is drawn in a terminal after two seconds; None: none.
     Raises:
-        ValueError: if the images have other channels than the preprocessing, a feature is not finite, or ``on_broken``
-            is unknown.
+        ValueError: if the images have other channels than the preprocessing, a feature is not finite (its subclass
+            NonFiniteFeatures), or ``on_broken`` is unknown.
     """
     if on_broken not in ("omit", "nan"):
         raise ValueError(f'on_broken={on_broken!r} is unknown; pass "omit" or "nan".')
     found, readable = collect_features(backbone, dataset, batch_size, preprocessing, device, progress=progress)
     wrong = int((~found.features[readable].isfinite().all(dim=1)).sum())
     if wrong:
-        raise ValueError(
+        raise NonFiniteFeatures(
             f"the features of {wrong} of {len(found)} images are not finite; train again with a smaller learning rate, "
             "or load an earlier checkpoint."
         )
@@ -108,15 +111,9 @@ def collect_features(
     batch_size: int = 256,
     preprocessing: Preprocessing | None = None,
     device: torch.device | str | None = None,
-    batches: int | None = None,
     progress: str | None = None,
 ) -> tuple[Features, Tensor]:
-    """``features`` with ``on_broken="nan"``, finite or not, and which images could be read (N,).
-
-    Args:
-        batches: how many of the first batches are read; None for all.
-        progress: as in ``features``.
-    """
+    """``features`` with ``on_broken="nan"``, finite or not, and which images could be read (N,)."""
     preprocessing = preprocessing or getattr(backbone, "preprocessing", None)
     images = open_at_size(dataset, preprocessing and preprocessing.shape[1:], preprocessing and preprocessing.reading)
     if len(images) == 0:
@@ -137,7 +134,7 @@ def collect_features(
         evaluation_mode(backbone),
         torch.autocast(device.type, enabled=False),
     ):
-        for batch in islice(_with_bar(read_in_order(images, batch_size), len(images), progress), batches):
+        for batch in _with_bar(read_in_order(images, batch_size), len(images), progress):
             output = pool_features(backbone(preprocessing(batch.images.to(device)))).float().cpu()  # (B, D)
             output[~batch.readable] = math.nan
             rows.append(output)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from superself.evaluation.extraction import Features, classified
+from superself.evaluation.evaluator import Evaluator
+from superself.evaluation.extraction import Features, classified, open_labelled
+from superself.evaluation.subject import Subject
 
 SIMILARITIES_AT_A_TIME = 2**25  # float32: 128 MiB
 
@@ -57,3 +61,34 @@ def knn_accuracy(train: Features, test: Features, k: int = 20, temperature: floa
     train, test = classified(train, "train"), classified(test, "test")
     predictions = knn_predict(train.features, train.labels, test.features, k, temperature)
     return (predictions == test.labels).float().mean().item()
+
+
+class KNN(Evaluator):
+    """Top-1 accuracy of ``knn_predict``; "knn".
+
+    Args:
+        train: labelled images, the neighbours.
+        test: labelled images of the same classes.
+        k: neighbours that vote; all of ``train`` if it has fewer images.
+        temperature: of their votes.
+        every: epochs from one measurement to the next.
+    """
+
+    name = "knn"
+
+    def __init__(self, train: Any, test: Any, k: int = 20, temperature: float = 0.1, every: int = 1) -> None:
+        super().__init__(every)
+        self.train, self.test, self.k, self.temperature = train, test, k, temperature
+
+    def open(self, subject: Subject) -> None:
+        self._parts = [open_labelled(subject.open(part), None, role) for part, role in self._roles()]
+
+    def evaluate(self, subject: Subject) -> dict[str, float]:
+        known, asked = (subject.features(images) for images in self._parts)
+        k = min(self.k, len(known.readable()))
+        weight = f"exp(similarity / {self.temperature:g})"
+        self.protocol = f"kNN: vote of the {k} most similar training images (cosine), weighted {weight}."
+        return {"knn": knn_accuracy(known, asked, k, self.temperature)}
+
+    def _roles(self) -> list[tuple[Any, str]]:
+        return [(self.train, "train"), (self.test, "test")]

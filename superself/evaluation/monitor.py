@@ -13,10 +13,8 @@ from torch import Tensor, nn
 
 from superself.augment import recipe
 from superself.basics.random import preserve_random_state
-from superself.data import Preprocessing, Reading
+from superself.data import Preprocessing
 from superself.evaluation.collapse import effective_rank, feature_rms, feature_std, mean_cosine
-from superself.evaluation.extraction import collect_features, open_labelled
-from superself.evaluation.knn import knn_accuracy
 from superself.networks import pool_features
 from superself.networks.modes import batch_statistics, device_of, evaluation_mode
 from superself.training.trackers import Tracker
@@ -41,7 +39,7 @@ MEANING = {
 
 
 class FeatureMonitor:
-    """Measures features and embeddings on a fixed batch, and the kNN accuracy on labelled images.
+    """Measures features and embeddings on a fixed batch.
 
     Each of "feature" (output of the exported backbone) and "embedding" (what the loss compares) has these values:
 
@@ -57,26 +55,15 @@ class FeatureMonitor:
 
     Args:
         images: the fixed batch (B, C, H, W), as stored.
-        probe: (labelled_train, labelled_test) or None; opened at the size of ``images``.
-        probe_every: epochs from one kNN accuracy to the next.
         autocast: entered for the fixed batch, so that it runs at the precision of training.
-        reading: the steps when the images of the probe are read; ``images`` have gone through them.
     """
 
     def __init__(
         self,
         images: Tensor,
-        probe: tuple[Any, Any] | None = None,
-        probe_every: int = 1,
         autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
-        reading: Reading | None = None,
     ) -> None:
-        self.images, self.probe_every, self.autocast = images, probe_every, autocast
-        self.probe = None
-        if probe is not None:
-            roles = ("the first data set of probe", "the second data set of probe")
-            pairs = zip(probe, roles, strict=True)
-            self.probe = [open_labelled(part, images.shape[2:], role, reading) for part, role in pairs]
+        self.images, self.autocast = images, autocast
         self._initial: dict[str, float] = {}
         self._suspects: dict[str, float] = {}  # problem of the last epoch -> how bad it was
         self._reported: set[str] = set()
@@ -85,18 +72,15 @@ class FeatureMonitor:
         self, network: nn.Module, preprocessing: Preprocessing, embed: Embed | None = None
     ) -> dict[str, float]:
         """Measures before the first step and keeps the values, which ``verdicts`` compares later ones with."""
-        self._initial = self.measure(network, preprocessing, 0, embed)
+        self._initial = self.measure(network, preprocessing, embed)
         return dict(self._initial)
 
-    def measure(
-        self, network: nn.Module, preprocessing: Preprocessing, epoch: int, embed: Embed | None = None
-    ) -> dict[str, float]:
-        """The values listed above, and after every ``probe_every`` epochs "knn" (NaN where features are not finite).
+    def measure(self, network: nn.Module, preprocessing: Preprocessing, embed: Embed | None = None) -> dict[str, float]:
+        """The values listed above; NaN where vectors are not finite.
 
         Args:
             network: the exported backbone.
             preprocessing: what it expects.
-            epoch: finished epochs; 0 before the first step.
             embed: from preprocessed images (B, C, H, W) to embeddings (B, E) or None: a module, or a method of one.
         Raises:
             TypeError: if ``embed`` is neither, because its modules could not be put into evaluation mode.
@@ -108,26 +92,7 @@ class FeatureMonitor:
         for kind, values in vectors.items():
             if values is not None:
                 row |= _described(kind, values.float().cpu())
-        if self.probe is not None and epoch % self.probe_every == 0:
-            row["knn"] = self._knn(network, preprocessing)
         return row
-
-    def rehearse(self, network: nn.Module, preprocessing: Preprocessing) -> None:
-        """Measures the kNN accuracy on a few images of the probe: what cannot work fails before a resumed run.
-
-        A new run measures the whole probe before its first step, in ``baseline``.
-        """
-        if self.probe is not None:
-            self._knn(network, preprocessing, batch_size=32, batches=1)
-
-    def _knn(self, network: nn.Module, preprocessing: Preprocessing, **part: int) -> float:
-        parts = []
-        for images in self.probe:
-            found, readable = collect_features(network, images, preprocessing=preprocessing, **part)
-            if not found.features[readable].isfinite().all():
-                return math.nan
-            parts.append(found.readable())
-        return knn_accuracy(*parts, k=min(20, len(parts[0])))
 
     def verdicts(self, row: dict[str, Any], share_done: float, likely_causes: tuple[str, ...]) -> list[str]:
         """Sentences about what looks wrong; each problem is reported once per run.
@@ -268,24 +233,23 @@ class MonitorTracker(Tracker):
         self.monitor: FeatureMonitor | None = None
 
     def start(self, facts: dict[str, Any]) -> None:
-        """Opens the probe and measures the networks before the first step, or takes up a resumed run."""
+        """Measures the networks before the first step, or takes up a resumed run."""
         self.run = facts["run"]
-        settings, supervisor = self.run.settings, self.supervisor
+        supervisor = self.supervisor
         images = supervisor.images.sample(256)
         if images.shape[1:] != supervisor.view_shape:
             images = recipe(None, supervisor.view_shape[1:])(images)
-        reading = supervisor.preprocessing.reading
-        self.monitor = FeatureMonitor(images, settings.probe, settings.probe_every, self.run.autocast, reading)
+        self.monitor = FeatureMonitor(images, self.run.autocast)
         if self._state:
             self.monitor.load_state_dict(self._state)
-            self.monitor.rehearse(supervisor.exported_backbone, supervisor.preprocessing)
         else:
-            self.monitor.baseline(supervisor.exported_backbone, supervisor.preprocessing, self._embed)
+            network, preprocessing = supervisor.exported_backbone, supervisor.preprocessing
+            self.run.initial_features = self.monitor.baseline(network, preprocessing, self._embed)
 
     def measure(self, row: dict[str, Any]) -> dict[str, float]:
         """The values of ``FeatureMonitor`` after this epoch, and its verdicts, which become part of the stored state."""
         supervisor = self.supervisor
-        values = self.monitor.measure(supervisor.exported_backbone, supervisor.preprocessing, row["epoch"], self._embed)
+        values = self.monitor.measure(supervisor.exported_backbone, supervisor.preprocessing, self._embed)
         judged = {**row, **values}
         if self.run.step < FEWEST_STEPS:
             judged["chance_loss"] = None  # too early to expect anything of the loss

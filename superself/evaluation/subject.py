@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from superself.data import Images, Preprocessing
 from superself.evaluation.extraction import Features, features, open_at_size
+from superself.networks.modes import device_of
 
 
 @dataclass(eq=False)
@@ -18,7 +20,7 @@ class Subject:
     """A backbone that is measured, with what is known about it; the features of a data set are computed once.
 
     Every evaluator gets one, so that ten measures of a data set need one pass through the network. Call ``forget`` after
-    the weights have changed.
+    the weights have changed. Memory: 4 bytes x N x D for each data set that was asked for, until then.
 
     Args:
         backbone: any module that ``features`` takes.
@@ -39,18 +41,32 @@ class Subject:
     held_out_loss: Callable[[Images], float] | None = None
     seed: int = 0
     _cached: dict[int, tuple[Any, Features]] = field(default_factory=dict, repr=False)
+    _opened: dict[Any, tuple[Any, Images]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.preprocessing is None:
             self.preprocessing = getattr(self.backbone, "preprocessing", None)
 
     def open(self, dataset: Any) -> Images:
-        """The data set at the size and with the reading steps of the preprocessing; an ``Images`` is open already."""
+        """The data set at the size and with the reading steps of the preprocessing, in memory if it fits.
+
+        An ``Images`` is open already and keeps its size. The same data set gives the same ``Images`` at every call, so that
+        evaluators share its features.
+        """
         known = self.preprocessing
-        images = open_at_size(dataset, known and known.shape[1:], known and known.reading)
+        key = str(dataset) if isinstance(dataset, (str, Path)) else id(dataset)
+        if key not in self._opened:
+            images = open_at_size(dataset, known and known.shape[1:], known and known.reading).load()
+            self._opened[key] = (dataset, images)  # keeps the data set alive, so that the id stays its own
+        images = self._opened[key][1]
         if known is None:
             self.preprocessing = Preprocessing.of(images)
         return images
+
+    @property
+    def opened(self) -> list[Images]:
+        """The data sets that are open."""
+        return [images for _, images in self._opened.values()]
 
     def features(self, images: Images) -> Features:
         """The features of ``images``, from the cache where they have been asked for since ``forget``."""
@@ -63,7 +79,16 @@ class Subject:
         """Drops all features: the weights have changed."""
         self._cached.clear()
 
+    def with_backbone(self, backbone: nn.Module, **changes: Any) -> Subject:
+        """The same subject with another backbone: with its own features, and with the data sets that are open already.
+
+        Args:
+            backbone: of the same kind of images.
+            changes: of further arguments, such as ``held_out_loss=None``.
+        """
+        return replace(self, backbone=backbone, _cached={}, **changes)
+
     @property
     def device(self) -> torch.device:
         """Where the backbone is."""
-        return next(self.backbone.parameters(), torch.empty(0)).device
+        return device_of(self.backbone)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from superself.training.files import RUN_FILES, checkpoint_path, replacing, run_path, unwritable
+from superself.training.files import RUN_FILES, checkpoint_path, figure_endings, replacing, run_path, unwritable
 from superself.version import __version__
 
 FOLDER = 0x10  # flag of an entry of a zip file
@@ -110,12 +110,13 @@ def archived_path(name: str | Path) -> Path | None:
 
 def _is_free(path: Path, number: int) -> bool:
     """Whether no file would be overwritten. An archive that was interrupted has moved some files, and is completed."""
-    exists = {ending: os.path.lexists(run_path(path, f".{number}{ending}")) for ending in RUN_FILES}
-    return not exists[".pt"] and not any(exists[e] and os.path.lexists(run_path(path, e)) for e in RUN_FILES)
+    endings = (*figure_endings(path), *RUN_FILES)
+    exists = {ending: os.path.lexists(run_path(path, f".{number}{ending}")) for ending in endings}
+    return not exists[".pt"] and not any(exists[e] and os.path.lexists(run_path(path, e)) for e in endings)
 
 
 def archive(name: str | Path) -> Path | None:
-    """Renames NAME.pt, .yaml, .csv, .html and .skipped.txt of an earlier run to NAME.1.*, or the first number that is free.
+    """Renames NAME.pt, .best.pt, .yaml, .csv, .html, .skipped.txt and pictures of a run to NAME.1.*, or the first free number.
 
     A new run can then be stored as NAME. The old one is loaded as "NAME.1".
 
@@ -125,7 +126,8 @@ def archive(name: str | Path) -> Path | None:
     path, target = checkpoint_path(name), archived_path(name)
     if target is None:
         return None
-    for ending in RUN_FILES:  # the checkpoint last: if this is interrupted, the next call completes it
+    endings = (*figure_endings(path), *RUN_FILES)
+    for ending in endings:  # the checkpoint last: if this is interrupted, the next call completes it
         with contextlib.suppress(FileNotFoundError):
             os.rename(run_path(path, ending), run_path(target, ending))
     return target

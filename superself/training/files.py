@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-RUN_FILES = (".yaml", ".csv", ".html", ".skipped.txt", ".pt")  # of one run; archived in this order
+RUN_FILES = (".yaml", ".csv", ".html", ".skipped.txt", ".best.pt", ".pt")  # of one run; archived in this order
 REMEDY = "pass a name= in a folder with write permission and free space"
 
 
@@ -28,6 +28,23 @@ def run_path(name: str | Path, ending: str) -> Path:
     """Another file of the run ``name``, next to its checkpoint: "store/base" and ".csv" give store/base.csv."""
     path = checkpoint_path(name)
     return path.with_name(path.name[: -len(".pt")] + ending)
+
+
+def figure_endings(name: str | Path) -> list[str]:
+    """The endings of the pictures of the run ``name``: ".knn.png" for store/base.knn.png, not those of other runs."""
+    path = checkpoint_path(name)
+    stem = path.name[: -len(".pt")]
+    pattern = re.compile(re.escape(stem) + r"(\.[^\W\d]\w*\.png)")
+    with contextlib.suppress(OSError):
+        return sorted(found[1] for found in map(pattern.fullmatch, os.listdir(path.parent)) if found)
+    return []
+
+
+def discard_additions(name: str | Path) -> None:
+    """Removes the pictures and the best checkpoint of a run that another one replaces."""
+    for ending in (".best.pt", *figure_endings(name)):
+        with contextlib.suppress(OSError):
+            run_path(name, ending).unlink(missing_ok=True)
 
 
 def require_writable(name: str | Path) -> Path:
@@ -148,6 +165,12 @@ def replacing(path: Path, sync: bool = False) -> Iterator[BinaryIO]:
         raise
     if sync:
         _sync_folder(target.parent)
+
+
+def copy_completely(path: Path, target: Path) -> None:
+    """Copies a file in a way that ``target`` is the old or the new one, complete, at any time."""
+    with open(path, "rb") as file, replacing(target, sync=True) as copy:
+        shutil.copyfileobj(file, copy, 2**20)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -21,6 +22,25 @@ RESERVED = (
     "skipped_steps",
     "rollbacks",
 )
+
+
+# Endings of the names of fractions, which are shown in per cent; a number may follow, as in "knn_2" and "linear_10%".
+FRACTIONS = (
+    *("accuracy", "top1", "top5", "filled", "spread"),
+    *("knn", "kNN", "linear", "svm", "centroid", "ridge", "rotation"),
+)
+
+
+def is_fraction(name: str) -> bool:
+    """Whether the values of this name are fractions, which are shown in per cent."""
+    return re.sub(r"_\d+%?$", "", name).endswith(FRACTIONS)
+
+
+def in_units(name: str, value: float, signed: bool = False) -> str:
+    """A value for a table: a fraction as "26.2%", a difference of two as "+14.8" (points), others with four digits."""
+    if is_fraction(name):
+        return f"{100 * value:+.1f}" if signed else f"{value:.1%}"
+    return f"{value:+.4g}" if signed else f"{value:.4g}"
 
 
 def check_metric_name(name: str) -> None:

@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from superself.basics.distributed import require_equal_rows
 from superself.basics.output import print_line
 from superself.training.boundary import StepBoundary
-from superself.training.checkpoint import archive, archived_path, expected_bytes, require_plain, write_checkpoint
+from superself.training.checkpoint import archived_path, expected_bytes, require_plain, write_checkpoint
 from superself.training.checks import check_parts, check_tracker
 from superself.training.ending import end_trackers, store_end
 from superself.training.estimate import describe_plan
@@ -33,6 +33,7 @@ from superself.training.metrics import Metrics
 from superself.training.out_of_memory import explain_out_of_memory
 from superself.training.parallel import Parallel
 from superself.training.precision import autocast, choose_precision
+from superself.training.saving import Saving
 from superself.training.settings import Settings
 from superself.training.step import TrainingStep
 from superself.training.stored_state import all_random_state, load_run_state, run_state, set_all_random_state
@@ -41,7 +42,7 @@ from superself.training.trackers import Record, Tracker
 REFRESH_SECONDS = 0.3  # how often trackers see a step; on an accelerator the only time the loss is fetched
 
 
-class Run:
+class Run(Saving):
     """One call of ``supervise()``: everything that the loop needs and no algorithm has to know.
 
     Args:
@@ -67,6 +68,11 @@ class Run:
         self.stepped = False  # whether the last step was taken, rather than skipped
         self._has_stepped = False  # whether the optimizer ever was
         self.trackers: list[Tracker] = []
+        self.notes = settings.notes
+        self.initial_features: dict[str, float] = {}  # measured before the first step of a new run
+        self.initial_row: dict[str, Any] = {}  # row 0 of NAME.csv, if there are evaluators
+        self.main_values: list[str] = []  # what the line of an epoch shows of the evaluators first
+        self.detailed_values: set[str] = set()  # what it leaves out
         self.saved_step: int | None = None  # of the file that this run wrote last
         self.resumed_within_epoch = False
         self._watch: GradientWatch | None = None  # during the first step
@@ -105,10 +111,12 @@ class Run:
         self.trackers = [*self.supervisor._trackers(), *self.settings.trackers] if self.parallel.is_first else []
         if stored is not None:
             load_run_state(self, stored)
+            self.notes = self.notes if self.notes is not None else stored["settings"].get("notes")
         self.continues = stored is not None
         self._join_processes()
         kept = None if self.continues or self.settings.overwrite else archived_path(self.name)
         self.facts = self.supervisor._facts() | {
+            "notes": self.notes,
             "settings": self.settings.describe(),
             "precision": self.precision,
             "epochs": self.settings.epochs,
@@ -127,6 +135,8 @@ class Run:
             for tracker in self.trackers:
                 if not isinstance(tracker, Record):
                     tracker.start({**self.facts, "run": self})
+            for tracker in self.trackers if self.initial_row else ():
+                tracker.baseline(dict(self.initial_row))
 
     def _join_processes(self) -> None:
         """Makes all processes start from the weights of the first, and wraps what the loop calls."""
@@ -139,17 +149,6 @@ class Run:
         supervisor.preprocessing = parallel.broadcast(supervisor.preprocessing)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.module = parallel.wrap(supervisor, trained, supervisor.skips_parameters)
-
-    def _start_record(self) -> None:
-        """Moves the run of this name out of the way and starts the record, not before a step of this run has succeeded."""
-        if self._recording:
-            return
-        self._recording = True
-        if self.parallel.is_first and not (self.continues or self.settings.overwrite):
-            archive(self.name)
-        for tracker in self.trackers:
-            if isinstance(tracker, Record):
-                tracker.start({**self.facts, "run": self})
 
     def count_steps(self, loader: Any) -> None:
         """Sets the number of steps of an epoch and of the run."""
@@ -314,37 +313,6 @@ class Run:
         self._watch.remove()
         self._watch = None
 
-    def _save_within_epoch(self) -> None:
-        """Stores the run between two steps and goes on; the next time, if the disk is full."""
-        try:
-            self.save()
-        except OSError as error:
-            self._save_at = time.perf_counter() + self._save_every
-            self._warn_unsaved(f"step {self.step} could not be saved ({error}); free some space, training continues.")
-        except FloatingPointError as error:
-            self._stop_or_roll_back(error)
-
-    def _stop_or_roll_back(self, error: FloatingPointError) -> None:
-        if self.guard.policy != "rollback":
-            raise error
-        self.guard.roll_back("weights are not finite")
-        self.boundary.begin_epoch()
-
-    def _leave(self) -> None:
-        """Stores the run between two steps and ends it as the signal asks."""
-        try:
-            self.save()
-        except OSError as error:
-            self._warn_unsaved(f"step {self.step} could not be saved ({error}): {self.kept()}.")
-        else:
-            self.print(f"Stopped after step {self.step}, saved to {self.name}.pt; pass resume=True to continue.")
-        self.signals.received = self.parallel.stops(self.signals.received)
-        self.signals.leave()
-
-    def _warn_unsaved(self, text: str) -> None:
-        if self.parallel.is_first:
-            warnings.warn(text, stacklevel=5)
-
     def end_epoch(self) -> None:
         """Measures, saves and reports the epoch."""
         row = self.parallel.average({**self.summary(), **self.guard.row()})
@@ -424,8 +392,6 @@ class Run:
         """Share of the optimizer steps that are done, from 0 to 1."""
         return self.step / max(self.total_steps, 1)
 
-    # ---- saving ------------------------------------------------------------------------------------------------------
-
     def save(self) -> None:
         """Writes NAME.pt.
 
@@ -442,18 +408,3 @@ class Run:
                 write_checkpoint(self.name, state)
         self.saved_step, self._save_at = self.step, time.perf_counter() + self._save_every
         self.guard.keep(state)
-
-    def _require_finite_weights(self, model: dict[str, Any]) -> None:
-        if self.parallel.is_first:  # the others have the same, or hear of it from the first
-            self.guard.require_finite_weights(model)
-
-    def kept(self) -> str:
-        """What the file of the run holds, in words."""
-        if self.saved_step is None and not self.continues:
-            return "nothing has been stored yet"
-        step = self.began_at if self.saved_step is None else self.saved_step
-        return f"{self.name}.pt keeps " + ("the last good epoch" if step == self.epoch_began else f"step {step}")
-
-    def _require_finite(self, row: dict[str, Any]) -> None:
-        if "loss" in self.metrics.sums:  # not if all steps so far were skipped
-            self.guard.require_finite_loss(row["loss"])

@@ -71,6 +71,10 @@ class Settings:
     compile: bool = False
     progress: bool = True
     trackers: Sequence[Tracker | str] = ()
+    evaluators: Sequence[Any] = ()
+    testdata: Any = None
+    notes: str | None = None
+    keep_best: str | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -124,19 +128,17 @@ class Settings:
                 f"probe is a {type(self.probe).__name__}, but a pair (labelled_train, labelled_test) is needed; pass two data "
                 "sets."
             )
-        trackers = () if self.trackers is None else self.trackers
-        if not isinstance(trackers, (list, tuple)):
-            raise TypeError(f"trackers is a {type(trackers).__name__}; pass a list, trackers=[MyTracker()].")
-        for tracker in trackers:
-            if isinstance(tracker, str):
-                require_choice("trackers", tracker, tuple(BY_NAME))
-        trackers = (BY_NAME[tracker]() if isinstance(tracker, str) else tracker for tracker in trackers)
-        object.__setattr__(self, "trackers", tuple(trackers))
-        for tracker in self.trackers:
-            if inspect.isclass(tracker) or not hasattr(tracker, "epoch"):
-                raise TypeError(
-                    f"trackers has {tracker!r}, which is not a Tracker; pass instances, trackers=[MyTracker()]."
-                )
+        if isinstance(self.trackers, (list, tuple)):
+            for tracker in self.trackers:
+                if isinstance(tracker, str):
+                    require_choice("trackers", tracker, tuple(BY_NAME))
+            made = tuple(BY_NAME[tracker]() if isinstance(tracker, str) else tracker for tracker in self.trackers)
+            object.__setattr__(self, "trackers", made)
+        self._check_instances("trackers", "Tracker", "epoch")
+        self._check_instances("evaluators", "Evaluator", "evaluate")
+        for name in ("notes", "keep_best"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                raise TypeError(f"{name}={shortened(getattr(self, name))} must be a text; pass it to supervise().")
         object.__setattr__(self, "optimizer", check_optimizer(self.optimizer))
         object.__setattr__(self, "precision", check_precision(self.precision))
         check_lr_scheduler(self.lr_scheduler)
@@ -162,7 +164,8 @@ class Settings:
     def describe(self) -> dict[str, Any]:
         """The settings in words and numbers that a YAML file can hold."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return describe_value({**values, "trackers": [type(tracker).__name__ for tracker in self.trackers]})
+        named = {name: [type(part).__name__ for part in values[name]] for name in ("trackers", "evaluators")}
+        return describe_value({**values, **named})
 
     def determining(self) -> dict[str, Any]:
         """The settings that a resumed run must share, as identities: all that change a weight, apart from the seed."""
@@ -176,6 +179,16 @@ class Settings:
             )
         if self.accumulate > 1 and self.micro_batch is not None:
             raise ValueError("accumulate= and micro_batch= both split a batch; pass only one of them.")
+
+    def _check_instances(self, name: str, kind: str, method: str) -> None:
+        """Makes a tuple of a list of observers; refuses classes and what lacks a method of the ``kind``."""
+        parts = () if getattr(self, name) is None else getattr(self, name)
+        if not isinstance(parts, (list, tuple)):
+            raise TypeError(f"{name} is a {type(parts).__name__}; pass a list, {name}=[My{kind}()].")
+        for part in parts:
+            if inspect.isclass(part) or not hasattr(part, method):
+                raise TypeError(f"{name} has {part!r}, which is not a {kind}; pass instances, {name}=[My{kind}()].")
+        object.__setattr__(self, name, tuple(parts))
 
     def _require_number(self, name: str) -> None:
         value = getattr(self, name)

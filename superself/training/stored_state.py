@@ -19,7 +19,7 @@ def run_state(run: Any) -> dict[str, Any]:
         "epoch": run.epoch,
         "epoch_began": run.epoch_began,
         "epoch_random": run.epoch_random,
-        "settings": {**run.settings.describe(), "precision": run.precision},
+        "settings": {**run.settings.describe(), "notes": run.notes, "precision": run.precision},
         "optimizer": plain_dicts(run.optimizer.state_dict()),
         "lr_scheduler": plain_dicts(run.lr_scheduler.state_dict()),
         "sampler": run.sampler.state_dict() if hasattr(run.sampler, "state_dict") else {},

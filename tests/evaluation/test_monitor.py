@@ -4,7 +4,6 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
 import superself
 from superself import CombinedNet, Supervisor
@@ -14,8 +13,6 @@ from superself.evaluation import (
     effective_rank,
     feature_rms,
     feature_std,
-    features,
-    knn_accuracy,
     mean_cosine,
     spread,
 )
@@ -39,9 +36,9 @@ class Embedder(nn.Module):
         return self.projector(self.backbone(images).mean((2, 3)))
 
 
-def monitor_and_network(**arguments):
+def monitor_and_network():
     images = tiny_images(24)
-    return FeatureMonitor(images, **arguments), Embedder(), Preprocessing.of(open_images(images))
+    return FeatureMonitor(images), Embedder(), Preprocessing.of(open_images(images))
 
 
 # ---- what is measured ------------------------------------------------------------------------------------------------
@@ -49,7 +46,7 @@ def monitor_and_network(**arguments):
 
 def test_measures_features_and_embeddings_normalised_by_the_statistics_of_the_batch():
     monitor, network, preprocessing = monitor_and_network()
-    row = monitor.measure(network.backbone, preprocessing, 1, network.embed)
+    row = monitor.measure(network.backbone, preprocessing, network.embed)
     slow = copy.deepcopy(network).train()  # normalises by the batch too, but moves its running averages
     slow.projector[2].eval()
     with torch.no_grad():
@@ -80,19 +77,18 @@ class NoEmbedding(nn.Module):
 @pytest.mark.parametrize("embed", [None, NoEmbedding().embed], ids=["no embed", "embed returns None"])
 def test_without_embeddings_only_features_are_measured(embed):
     monitor, network, preprocessing = monitor_and_network()
-    row = monitor.measure(network.backbone, preprocessing, 1, embed)
+    row = monitor.measure(network.backbone, preprocessing, embed)
     assert {key.split("_")[0] for key in row} == {"feature"} and list(spread(row)) == ["features"]
 
 
 def test_weights_modes_statistics_and_random_state_do_not_move():
-    labelled = TensorDataset(tiny_images(24), torch.arange(24) % 2)
-    monitor, network, preprocessing = monitor_and_network(probe=(labelled, labelled))
+    monitor, network, preprocessing = monitor_and_network()
     network.train()
     network.projector[1].eval()
     modes = [module.training for module in network.modules()]
     before, state = [tensor.clone() for tensor in network.state_dict().values()], torch.get_rng_state()
     first = monitor.baseline(network.backbone, preprocessing, network.embed)
-    assert monitor.measure(network.backbone, preprocessing, 2, network.embed) == first
+    assert monitor.measure(network.backbone, preprocessing, network.embed) == first
     assert all(torch.equal(a, b) for a, b in zip(before, network.state_dict().values(), strict=True))
     assert [module.training for module in network.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
@@ -102,37 +98,14 @@ def test_weights_modes_statistics_and_random_state_do_not_move():
 def test_an_embed_whose_modules_cannot_be_found_is_an_error():
     monitor, network, preprocessing = monitor_and_network()
     with pytest.raises(TypeError, match=r"must be a module or a method of one.*supervisor\.embed"):
-        monitor.measure(network.backbone, preprocessing, 1, lambda images: network.embed(images))
-
-
-def test_probes_every_so_many_epochs_with_the_knn_of_the_package():
-    train = TensorDataset(tiny_images(24), torch.arange(24) % 2)
-    test = TensorDataset(tiny_images(24, seed=1), torch.arange(24) % 2)
-    monitor, network, preprocessing = monitor_and_network(probe=(train, test), probe_every=2)
-    assert "knn" not in monitor.measure(network.backbone, preprocessing, 1)
-    found = [features(network.backbone, part, preprocessing=preprocessing) for part in (train, test)]
-    assert monitor.measure(network.backbone, preprocessing, 2)["knn"] == knn_accuracy(*found)
-    assert monitor.baseline(network.backbone, preprocessing)["knn"] == knn_accuracy(*found)
-
-
-def test_a_small_probe_of_another_size_is_resized_and_uses_fewer_neighbours():
-    small = TensorDataset(tiny_images(6, size=(40, 20)), torch.arange(6) % 2)
-    monitor, network, preprocessing = monitor_and_network(probe=(small, small))
-    assert 0 <= monitor.measure(network.backbone, preprocessing, 1)["knn"] <= 1
-    assert monitor.probe[0].shape == (3, 16, 16)
-
-
-def test_a_probe_without_labels_is_refused_before_training():
-    with pytest.raises(ValueError, match="the second data set of probe has no labels"):
-        FeatureMonitor(tiny_images(4), probe=(TensorDataset(tiny_images(4), torch.arange(4)), tiny_images(4)))
+        monitor.measure(network.backbone, preprocessing, lambda images: network.embed(images))
 
 
 def test_features_that_are_not_finite_give_nan_and_not_an_error():
-    labelled = TensorDataset(tiny_images(24), torch.arange(24) % 2)
-    monitor, network, preprocessing = monitor_and_network(probe=(labelled, labelled))
+    monitor, network, preprocessing = monitor_and_network()
     nn.init.constant_(network.backbone.layers[3].weight, math.inf)
-    row = monitor.measure(network.backbone, preprocessing, 1, network.embed)
-    assert math.isnan(row["knn"]) and math.isnan(row["feature_std"]) and math.isnan(row["embedding_std"])
+    row = monitor.measure(network.backbone, preprocessing, network.embed)
+    assert math.isnan(row["feature_std"]) and math.isnan(row["embedding_std"])
     found = monitor.verdicts(row, 0.1, CAUSES)
     assert [sentence.split(":")[0] for sentence in found] == [
         "The features contain NaN or infinity",
@@ -301,7 +274,7 @@ def watched(algorithm, embeds=True, epochs=6, lr=1e-2, **arguments):
             steps.append(loss.item())
             epoch, unfinished = divmod(len(steps), 4)
             if not unfinished:
-                measured = monitor.measure(self.model.backbone, self.preprocessing, epoch, self.embed)
+                measured = monitor.measure(self.model.backbone, self.preprocessing, self.embed)
                 measured |= {"loss": sum(steps[-4:]) / 4, "chance_loss": self.chance_loss}
                 rows.append(measured)
                 found.extend(monitor.verdicts(measured, epoch / epochs, self.likely_causes))

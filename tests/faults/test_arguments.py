@@ -116,7 +116,7 @@ SETTINGS = [
     ("on_nan", "x", "on_nan='x' is unknown; pass 'stop', 'skip' or 'rollback'"),
     ("probe", 3, "probe is a int, but a pair .* is needed"),
     ("probe", (tiny_images(),), "probe is a tuple, but a pair .* is needed"),
-    ("probe", (tiny_images(), tiny_images()), "the first data set of probe has no labels"),
+    ("probe", (tiny_images(), tiny_images()), "probe: train has no labels"),
     ("probe_every", 0, "probe_every=0 must be a whole number of at least 1"),
     ("trackers", [3], "trackers has 3, which is not a Tracker"),
     ("compile", "yes", "compile='yes' must be True or False"),

@@ -117,7 +117,7 @@ class MeasuresNothing(Tracker):
 
 def test_a_tracker_without_all_methods_is_refused_before_the_first_step():
     with pytest.raises(
-        TypeError, match=r"a OnlyEpoch, which has no start, step, measure, .*subclass of superself.Tracker"
+        TypeError, match=r"a OnlyEpoch, which has no start, baseline, step, measure, .*subclass of superself.Tracker"
     ):
         make().supervise(**SETTINGS, trackers=[OnlyEpoch()])
     make().supervise(**SETTINGS, trackers=[MeasuresNothing()])

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import colorama
 from tqdm import tqdm
 
 from superself.basics.output import BROKEN_OUTPUT, is_terminal, print_line
-from superself.training.metrics import RESERVED
+from superself.training.metrics import RESERVED, in_units, is_fraction
 from superself.training.trackers.tracker import Tracker
 
 WIDTH = 100  # columns
 FIRST_LINE = 2.0  # seconds until the first line where there is no bar; the pause then doubles up to LONGEST_PAUSE
 LONGEST_PAUSE = 60.0
 MIN_WAITING_SHARE = 0.05  # of the time; shown from there on
-FRACTIONS = ("accuracy", "top1", "filled", "spread", "kNN")  # endings of the names that are shown in per cent
 
 
 class Progress(Tracker):
@@ -31,11 +31,16 @@ class Progress(Tracker):
 
     def start(self, facts: dict[str, Any]) -> None:
         """Prints data, backbone, loss and length of the run."""
-        self.epochs, self.steps = facts["epochs"], facts["steps_per_epoch"]
+        self.epochs, self.steps, self._run = facts["epochs"], facts["steps_per_epoch"], facts.get("run")
         for key in ("data", "backbone", "loss", "plan"):
             self._print(f"{key}: {facts[key]}")
         self._pause = FIRST_LINE
         self._next = time.perf_counter() + self._pause
+
+    def baseline(self, row: dict[str, Any]) -> None:
+        """Prints the main value of each evaluator."""
+        shown = [f"{display_name(name)} {in_units(name, row[name])}" for name in self._run.main_values if name in row]
+        self._print(f"before training: {', '.join(shown)}")
 
     def step(self, row: dict[str, Any]) -> None:
         """Draws the bar, or prints a line from time to time."""
@@ -77,7 +82,9 @@ class Progress(Tracker):
         """The line for a row: loss and chance level first, then as much as fits."""
         chance = "" if row.get("chance_loss") is None else f" (chance {row['chance_loss']:.3f})"
         parts = [f"epoch {row['epoch']}/{self.epochs}{done}", f"loss {row['loss']:.3f}{chance}"]
-        values = [f"{name.replace('_', ' ')} {format_value(name, value)}" for name, value in shown_values(row)]
+        mains, hidden = (getattr(self._run, name, ()) for name in ("main_values", "detailed_values"))
+        shown = shown_values({name: value for name, value in row.items() if name not in hidden}, mains)
+        values = [f"{display_name(name)} {format_value(name, value)}" for name, value in shown]
         speed = [f"{row['images_per_second']:.0f} img/s"] if row["images_per_second"] else []
         if row["waiting_share"] >= MIN_WAITING_SHARE:
             speed.append(f"{row['waiting_share']:.0%} waiting for data")
@@ -110,18 +117,28 @@ class Progress(Tracker):
         self.bar, self._line = False, None
 
 
-def shown_values(row: dict[str, Any]) -> list[tuple[str, float]]:
-    """What is worth a place in the line besides loss and speed, the most telling first."""
+def shown_values(row: dict[str, Any], mains: Sequence[str] = ()) -> list[tuple[str, float]]:
+    """What is worth a place in the line besides loss and speed, the most telling first.
+
+    Args:
+        row: of an epoch, or of a part of it.
+        mains: names of the evaluators' main values, which come first.
+    """
     spread = [
         (label, row[f"{kind}_std"] / row[f"{kind}_std_uniform"])
         for kind, label in (("feature", "spread"), ("embedding", "embedding spread"))
         if row.get(f"{kind}_std") is not None and row.get(f"{kind}_std_uniform")
     ]
     measured = ("feature_", "embedding_")
-    noted = [(k, v) for k, v in row.items() if k not in RESERVED and not k.startswith(measured)]
-    knn = [("kNN", row["knn"])] if row.get("knn") is not None else []
+    noted = [(k, v) for k, v in row.items() if k not in (*RESERVED, *mains) and not k.startswith(measured)]
+    mains = [(name, row[name]) for name in dict.fromkeys(("knn", *mains)) if row.get(name) is not None]
     spread.sort(key=lambda part: part[1])  # what has nearly collapsed comes first
-    return [*knn, *noted[:1], *spread, *noted[1:]]
+    return [*mains, *noted[:1], *spread, *noted[1:]]
+
+
+def display_name(name: str) -> str:
+    """How the name of a value is written in the line."""
+    return name.replace("knn", "kNN").replace("_", " ")
 
 
 def duration(seconds: float) -> str:
@@ -133,4 +150,4 @@ def duration(seconds: float) -> str:
 
 def format_value(name: str, value: float) -> str:
     """Fractions, recognised by their names, in per cent; other numbers with three digits."""
-    return f"{value:.0%}" if name.endswith(FRACTIONS) else f"{value:.3g}"
+    return f"{value:.0%}" if is_fraction(name) else f"{value:.3g}"

@@ -32,7 +32,7 @@ class Record(Tracker):
         self.yaml_path = Path(f"{name}.yaml")
         self.csv_path = Path(f"{name}.csv")
         self.skipped_path = Path(f"{name}.skipped.txt")
-        self.rows: dict[int, dict[str, Any]] = {}  # by the number of the epoch, from 1
+        self.rows: dict[int, dict[str, Any]] = {}  # by the number of the epoch; 0 is before the first step
         self.facts: dict[str, Any] = {}  # empty until ``start``
         self.warnings: list[str] = []
         self.missing: dict[Path, OSError] = {}  # files that are not up to date on the disk, with the reason
@@ -47,6 +47,10 @@ class Record(Tracker):
         self._write_rows()
         self._write_facts()
         self._write_skipped()
+
+    def baseline(self, row: dict[str, Any]) -> None:
+        """Keeps what was measured before the first step as the first row."""
+        self.rows[0] = row
 
     def measure(self, row: dict[str, Any]) -> dict[str, float]:
         """Keeps the row of the epoch, to which other trackers still add values, for the checkpoint that is written next."""
@@ -98,7 +102,8 @@ class Record(Tracker):
 
     def _write_rows(self) -> None:
         rows, text = self._plain_rows(), io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)) or ["epoch"])
+        epochs_first = sorted(rows, key=lambda row: row["epoch"] == 0)  # row 0 lacks most columns
+        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in epochs_first for key in row)) or ["epoch"])
         writer.writeheader()
         writer.writerows(rows)
         self._keep(self.csv_path, lambda: write_text(self.csv_path, text.getvalue()))

@@ -19,6 +19,9 @@ class Tracker:
     def start(self, facts: dict[str, Any]) -> None:
         """Before the first step: what is about to run, in words and numbers, and under "run" the Run itself."""
 
+    def baseline(self, row: dict[str, Any]) -> None:
+        """Before the first step of a new run with evaluators: row 0 of NAME.csv, with epoch 0 and what they measured, no loss."""
+
     def step(self, row: dict[str, Any]) -> None:
         """A few times a second: the means of the epoch so far."""
 
