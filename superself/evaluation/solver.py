@@ -45,7 +45,7 @@ class LinearProblem:
     b_k))^2 + (||W||^2 + ||b||^2) / 2 with t = +1 for the class of the image and -1 for all others, as LinearSVC does.
 
     The features are standardised first. L-BFGS works on V = L^T W, where L L^T = s X^T X / N + I / (C N) bounds the curvature
-    or comes near to it: features of real networks are so correlated that it needs ten times as many passes without that.
+    or comes near to it: where features are correlated, it needs several times as many passes without that.
     Memory: a standardised copy of the features (N, D), and D^2 + 20 D K numbers in float64.
 
     Args:
@@ -107,7 +107,7 @@ class LinearProblem:
 
         exact = self.x.dtype == torch.float64
         limits = {"maxiter": ITERATIONS, "maxfun": 2 * ITERATIONS}
-        limits |= {"gtol": 1e-8, "ftol": 1e-14} if exact else {"gtol": 1e-5, "ftol": 1e-8}
+        limits |= {"gtol": 1e-8, "ftol": 1e-14} if exact else {"gtol": 3e-5, "ftol": 1e-7}
         found = minimize(value_and_gradient, weights.flatten().numpy(), jac=True, method="L-BFGS-B", options=limits)
         return _decoded(torch.from_numpy(found.x).view(width + 1, -1), factor)
 
