@@ -116,8 +116,9 @@ def label_fractions(
     of the same repetition. All labels are measured once, since there is only one draw. Rows of unreadable images are
     left out.
 
-    A linear classifier chooses its penalty on a fifth of each draw; with one image per class, C is 0.01. kNN has at most as
-    many neighbours as the draw has images.
+    Linear, SVM and ridge classifiers divide features by their standard deviations over all training images, which takes no
+    labels: those of a few images are poor. Linear classifiers choose C on a fifth of each draw; with one image per class it is
+    0.01. kNN has at most as many neighbours as the draw has images.
 
     Args:
         fractions: of the training images, above 0, up to 1.
@@ -136,7 +137,7 @@ def label_fractions(
         accuracies, places = [], torch.empty(0)
         for repeat in range(repeats if fraction != 1 else 1):
             places = draw_labels(train.labels, fraction, shot, seed, repeat)
-            accuracies.append(_classify(train.rows(places), test, how, repeat + seed, device).top1)
+            accuracies.append(_classify(train.rows(places), test, how, repeat + seed, device, train).top1)
         name, key = (
             (f"{shot}-shot", f"shots_{shot}") if fraction is None else (f"{100 * fraction:g}%", f"at_{fraction:g}")
         )
@@ -190,11 +191,13 @@ def check_fractions(
 
 
 def _classify(
-    train: Features, test: Features, how: str | Classifier, seed: int, device: torch.device | None
+    train: Features, test: Features, how: str | Classifier, seed: int, device: torch.device | None, everything: Features
 ) -> Classification:
     if callable(how):
         return how(train, test)
     options: dict[str, Any] = {"device": device}
+    if how in ("linear", "svm", "ridge"):
+        options["population"] = everything
     if how == "knn":
         options["k"] = min(20, len(train))
     elif how in ("linear", "svm"):

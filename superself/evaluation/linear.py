@@ -25,7 +25,12 @@ def linear_accuracy(train: Features, test: Features, C: float | None = None, see
 
 
 def linear_classification(
-    train: Features, test: Features, C: float | None = None, seed: int = 0, device: torch.device | None = None
+    train: Features,
+    test: Features,
+    C: float | None = None,
+    seed: int = 0,
+    device: torch.device | None = None,
+    population: Features | None = None,
 ) -> Classification:
     """Classifies test images by logistic regression on the features.
 
@@ -38,6 +43,8 @@ def linear_classification(
             ``choose_regularisation``.
         seed: decides which images choose C.
         device: where to compute; None: where the features are.
+        population: features whose standard deviations are used instead of those of ``train``, which they may contain; they
+            need no labels. With few labelled images the deviations of these alone are poor.
     Raises:
         ValueError: if one of the two has no class labels (N,), or the training images are of fewer than two classes.
     """
@@ -45,8 +52,10 @@ def linear_classification(
         require_positive("C", C, "is the inverse strength of the penalty")
     task = match_classes(train, test, device, fewest=2)
     origin = "" if C is not None else " (chosen on a fifth of the training images)"
-    C = _choose(task.train, task.labels, seed) if C is None else C
-    problem = LinearProblem(task.train, task.labels)
+    spread = None if population is None else population.readable().features.to(task.train.device)
+    if C is None:
+        C = choose_strength(task.train, task.labels, seed, REGULARISATIONS, "logistic", spread)
+    problem = LinearProblem(task.train, task.labels, "logistic", spread)
     protocol = f"Linear: logistic regression on standardised features, C = {C:g}{origin}; {task.described}."
     return task.result(problem.scores(problem.fit(C), task.test), protocol)
 
@@ -58,18 +67,28 @@ def choose_regularisation(train: Features, seed: int = 0, device: torch.device |
         ValueError: if the training images are of fewer than two classes, or no class has two images.
     """
     task = match_classes(train, train, device, fewest=2)
-    return _choose(task.train, task.labels, seed)
+    return choose_strength(task.train, task.labels, seed, REGULARISATIONS, "logistic")
 
 
-def choose_strength(features: Tensor, labels: Tensor, seed: int, strengths: tuple[float, ...], loss: str) -> float:
-    """The strength that is best on a fifth of each class when fitted to the rest; the smallest if tied."""
+def choose_strength(
+    features: Tensor,
+    labels: Tensor,
+    seed: int,
+    strengths: tuple[float, ...],
+    loss: str,
+    population: Tensor | None = None,
+) -> float:
+    """The strength that is best on a fifth of each class when fitted to the rest; the smallest if tied.
+
+    The arguments are those of ``LinearProblem``; ``seed`` decides which images are held out.
+    """
     chosen = hold_out_a_fifth(labels.cpu(), seed).to(labels.device)
     if not chosen.any():
         raise ValueError(
             f"the {len(chosen)} training images are all of different classes, so none can be held out to choose C; "
             "give at least two images of a class, or pass C to linear_accuracy()."
         )
-    problem = LinearProblem(features[~chosen], labels[~chosen], loss)
+    problem = LinearProblem(features[~chosen], labels[~chosen], loss, population)
     held_out, truth = features[chosen], labels[chosen]
     correct = {
         C: int((problem.scores(weights, held_out).argmax(dim=1) == truth).sum())
@@ -87,10 +106,6 @@ def hold_out_a_fifth(labels: Tensor, seed: int) -> Tensor:
         shuffled = members[torch.randperm(len(members), generator=generator)]
         chosen[shuffled[: (len(members) + 3) // 5]] = True
     return chosen
-
-
-def _choose(features: Tensor, labels: Tensor, seed: int) -> float:
-    return choose_strength(features, labels, seed, REGULARISATIONS, "logistic")
 
 
 class LinearProbe(LabelledEvaluator):

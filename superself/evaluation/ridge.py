@@ -33,7 +33,11 @@ class Rotated(NamedTuple):
 
 
 def ridge_classification(
-    train: Features, test: Features, alpha: float | None = None, device: torch.device | None = None
+    train: Features,
+    test: Features,
+    alpha: float | None = None,
+    device: torch.device | None = None,
+    population: Features | None = None,
 ) -> Classification:
     """Classifies test images by ridge regression of one-hot classes on the features.
 
@@ -45,6 +49,8 @@ def ridge_classification(
         alpha: strength of the penalty, in the meaning of scikit-learn's RidgeClassifier; None: the one of ``PENALTIES`` times
             N with the highest leave-one-out accuracy on the training images, the strongest if tied.
         device: where to compute; None: where the features are.
+        population: features whose standard deviations are used instead of those of ``train``, which they may contain; they
+            need no labels. With few labelled images the deviations of these alone are poor.
     Raises:
         ValueError: if one of the two has no class labels (N,), the training images are of fewer than two classes, or both
             the features and the images are too many.
@@ -58,7 +64,8 @@ def ridge_classification(
             f"{min(task.train.shape)} x {min(task.train.shape)}, more than {LARGEST}; pass fewer of one, or use "
             "linear_classification()."
         )
-    scale = Scale.of(task.train)
+    spread = None if population is None else population.readable().features.to(task.train.device)
+    scale = Scale.of(task.train, spread)
     rotated = _rotate(scale(task.train))
     targets = F.one_hot(task.labels, len(task.seen)).to(rotated.x.dtype)  # (N, S)
     origin = "" if alpha is not None else " (chosen by leaving one out)"

@@ -25,10 +25,12 @@ class Scale(NamedTuple):
     deviation: Tensor
 
     @classmethod
-    def of(cls, features: Tensor) -> Scale:
-        """Measures features (N, D)."""
-        low, high = features.aminmax(dim=0)
+    def of(cls, features: Tensor, population: Tensor | None = None) -> Scale:
+        """Measures features (N, D), and the deviation of ``population`` (M, D) instead of theirs if there is one."""
+        low, high = (features if population is None else population).aminmax(dim=0)
         deviation, mean = torch.std_mean(_working(features), dim=0, correction=0)
+        if population is not None:
+            deviation = _working(population).std(dim=0, correction=0)
         constant = (low == high) | (deviation == 0)
         return cls(torch.where(constant, low.to(mean.dtype), mean), torch.where(constant, 1.0, deviation))
 
@@ -52,10 +54,13 @@ class LinearProblem:
         features: (N, D).
         labels: (N,) from 0 to K - 1; every class occurs.
         loss: "logistic" or "squared_hinge".
+        population: features (M, D) whose deviations scale the features; None for those of ``features``.
     """
 
-    def __init__(self, features: Tensor, labels: Tensor, loss: str = "logistic") -> None:
-        self.scale, self.labels, self.loss = Scale.of(features), labels, loss
+    def __init__(
+        self, features: Tensor, labels: Tensor, loss: str = "logistic", population: Tensor | None = None
+    ) -> None:
+        self.scale, self.labels, self.loss = Scale.of(features, population), labels, loss
         self.x = self.scale(features)
         self.classes = int(labels.max()) + 1
         self.targets = F.one_hot(labels, self.classes).to(self.x.dtype)  # (N, K)

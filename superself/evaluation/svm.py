@@ -17,7 +17,12 @@ STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 def svm_classification(
-    train: Features, test: Features, C: float | None = None, seed: int = 0, device: torch.device | None = None
+    train: Features,
+    test: Features,
+    C: float | None = None,
+    seed: int = 0,
+    device: torch.device | None = None,
+    population: Features | None = None,
 ) -> Classification:
     """Classifies test images by linear support vector machines, one class against the rest.
 
@@ -30,6 +35,8 @@ def svm_classification(
             fifth of each class.
         seed: decides which images choose C.
         device: where to compute; None: where the features are.
+        population: features whose standard deviations are used instead of those of ``train``, which they may contain; they
+            need no labels. With few labelled images the deviations of these alone are poor.
     Raises:
         ValueError: if one of the two has no class labels (N,), or the training images are of fewer than two classes.
     """
@@ -37,8 +44,10 @@ def svm_classification(
         require_positive("C", C, "is the inverse strength of the penalty")
     task = match_classes(train, test, device, fewest=2)
     origin = "" if C is not None else " (chosen on a fifth of the training images)"
-    C = choose_strength(task.train, task.labels, seed, STRENGTHS, "squared_hinge") if C is None else C
-    problem = LinearProblem(task.train, task.labels, "squared_hinge")
+    spread = None if population is None else population.readable().features.to(task.train.device)
+    if C is None:
+        C = choose_strength(task.train, task.labels, seed, STRENGTHS, "squared_hinge", spread)
+    problem = LinearProblem(task.train, task.labels, "squared_hinge", spread)
     protocol = (
         f"SVM: linear support vector machines on standardised features, one class against the rest, C = {C:g}{origin}; "
         f"{task.described}."

@@ -53,7 +53,9 @@ def test_a_class_that_was_not_seen_is_never_among_the_best():
 
 
 def test_top_five_of_five_classes_is_an_error():
-    with pytest.raises(ValueError, match="top-5 accuracy of 5 classes says nothing about the features; pass a k from 1 to 4"):
+    with pytest.raises(
+        ValueError, match="top-5 accuracy of 5 classes says nothing about the features; pass a k from 1 to 4"
+    ):
         _ = Classification(torch.rand(3, 5), torch.tensor([0, 1, 4])).top5
 
 

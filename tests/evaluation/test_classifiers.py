@@ -121,7 +121,9 @@ def test_ridge_has_the_predictions_of_scikit_learn(width, alpha):
     result = ridge_classification(train, test, alpha)
     assert result.predictions.tolist() == expected.predict(y.numpy()).tolist()
     # one-hot targets instead of -1 and +1
-    assert torch.allclose(2 * result.scores - 1, torch.from_numpy(expected.decision_function(y.numpy())).float(), atol=1e-3)
+    assert torch.allclose(
+        2 * result.scores - 1, torch.from_numpy(expected.decision_function(y.numpy())).float(), atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("width", [5, 40])
@@ -152,10 +154,14 @@ def test_ridge_takes_the_penalty_that_leaves_one_out_best():
     x = (train.features - train.features.mean(0)) / train.features.std(0, correction=0)
     rotated, targets = ridge._rotate(x), torch.eye(4)[train.labels]
     shares = {penalty * 60: ridge.leave_one_out_accuracy(rotated, targets, penalty * 60) for penalty in ridge.PENALTIES}
-    assert chosen == pytest.approx(max(alpha for alpha, share in shares.items() if share == max(shares.values())), rel=1e-4)
+    assert chosen == pytest.approx(
+        max(alpha for alpha, share in shares.items() if share == max(shares.values())), rel=1e-4
+    )
 
 
 def test_ridge_of_too_many_features_and_images_is_refused(monkeypatch):
     monkeypatch.setattr(ridge, "LARGEST", 10)
-    with pytest.raises(ValueError, match="60 images with 12 features needs an eigendecomposition of 12 x 12, more than 10"):
+    with pytest.raises(
+        ValueError, match="60 images with 12 features needs an eigendecomposition of 12 x 12, more than 10"
+    ):
         ridge_classification(blobs(60), blobs(60))

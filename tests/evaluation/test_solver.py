@@ -110,3 +110,8 @@ def test_chunks_of_images_do_not_change_the_result(monkeypatch):
 def test_constant_features_become_zero():
     x = torch.tensor([[0.1, 1.0], [0.1, 3.0]])
     assert torch.equal(Scale.of(x)(x), torch.tensor([[0.0, -1.0], [0.0, 1.0]]))
+
+
+def test_deviations_may_come_from_other_features_and_means_do_not():
+    x, population = torch.tensor([[1.0, 5.0], [3.0, 5.0]]), torch.tensor([[0.0, 0.0], [8.0, 2.0]])
+    assert torch.equal(Scale.of(x, population)(x), torch.tensor([[-0.25, 0.0], [0.25, 0.0]]))
