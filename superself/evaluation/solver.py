@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,6 +18,7 @@ WIDEST = (
 SCORES_AT_A_TIME = 2**20  # of a chunk of images, in float32: 4 MiB
 ROWS_AT_A_TIME = 4096
 ITERATIONS = 1000
+ONE_THREAD = 2**30  # multiplications of a pass up to which one thread is used
 
 
 class Scale(NamedTuple):
@@ -82,8 +85,12 @@ class LinearProblem:
             C: inverse strength of the penalty, as in scikit-learn.
             start: weights to continue from; None for zeros.
         """
-        from scipy.optimize import minimize
+        from scipy.optimize import minimize  # before the threads of its BLAS are limited
 
+        with _few_threads(self.x.numel() * self.classes):
+            return self._fit(minimize, C, start)
+
+    def _fit(self, minimize: Callable[..., Any], C: float, start: Tensor | None) -> Tensor:
         images, width = self.x.shape
         penalty = 1 / (C * images)
         if self.loss == "logistic" and self.classes == 2:
@@ -146,6 +153,22 @@ class LinearProblem:
             gradient[:-1].addmm_(x.T, slope)
             gradient[-1] += slope.sum(dim=0)
         return float(value) / images, _on_cpu(gradient) / images
+
+
+@contextlib.contextmanager
+def _few_threads(work: int) -> Iterator[None]:
+    """One thread for passes of up to ``ONE_THREAD`` multiplications, and for the BLAS of scipy, whose matrices are tiny.
+
+    Passes of milliseconds gain little from more threads, and take ten times as long where others use the processor.
+    """
+    threads = torch.get_num_threads()
+    try:
+        if work <= ONE_THREAD:
+            torch.set_num_threads(1)
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _decoded(weights: Tensor, factor: Tensor | None) -> Tensor:

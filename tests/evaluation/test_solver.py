@@ -115,3 +115,23 @@ def test_constant_features_become_zero():
 def test_deviations_may_come_from_other_features_and_means_do_not():
     x, population = torch.tensor([[1.0, 5.0], [3.0, 5.0]]), torch.tensor([[0.0, 0.0], [8.0, 2.0]])
     assert torch.equal(Scale.of(x, population)(x), torch.tensor([[-0.25, 0.0], [0.25, 0.0]]))
+
+
+def test_small_problems_use_one_thread_and_restore_the_number(monkeypatch):
+    used = []
+    monkeypatch.setattr(
+        LinearProblem,
+        "_loss",
+        lambda self, weights, loss=LinearProblem._loss: used.append(torch.get_num_threads()) or loss(self, weights),
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        LinearProblem(*correlated()).fit(1.0)
+        assert set(used) == {1} and torch.get_num_threads() == 2
+        monkeypatch.setattr(solver, "ONE_THREAD", 10)
+        used.clear()
+        LinearProblem(*correlated()).fit(1.0)
+        assert set(used) == {2}
+    finally:
+        torch.set_num_threads(before)
