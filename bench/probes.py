@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from bench.report import append, command, listed, machine, pick_device, section, table
 from superself.evaluation import (
@@ -109,7 +110,8 @@ def _linear_peer(train: Features, test: Features, measure: str, seed: int, popul
         scale = Scale.of(part.features, population.features)
         svm = measure == "svm"
         model = LinearSVC(C=C, dual=False) if svm else LogisticRegression(C=C, tol=1e-3, max_iter=1000)
-        model.fit(scale(part.features).numpy(), part.labels.numpy())
+        with threadpool_limits(1):  # as superself called it: more threads were slower
+            model.fit(scale(part.features).numpy(), part.labels.numpy())
         return model.score(scale(asked.features).numpy(), asked.labels.numpy())
 
     if len(train.labels.unique()) == len(train):

@@ -246,6 +246,7 @@ class LabelFractions(LabelledEvaluator):
     def evaluate(self, subject: Subject) -> dict[str, float]:
         """The mean accuracy for each fraction and number of shots."""
         self.table = label_fractions(*self.features(subject), **self.options, device=accelerator_of(subject))
+        self.protocol = self.table.protocol
         how = self.options["how"]
         called = how if isinstance(how, str) else getattr(how, "__name__", "custom")
         return {f"{called}_{row.key}": row.mean for row in self.table.rows}

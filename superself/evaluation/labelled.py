@@ -30,6 +30,8 @@ class LabelledEvaluator(Evaluator):
         every: epochs from one measurement to the next.
     """
 
+    protocol: str = ""  # of the last measurement
+
     def __init__(self, train: Any, test: Any, *, top5: bool = False, pool: str = "mean", every: int = 1) -> None:
         super().__init__(every)
         require_bool("top5", top5)
@@ -65,6 +67,7 @@ class LabelledEvaluator(Evaluator):
     def evaluate(self, subject: Subject) -> dict[str, float]:
         """The accuracy, and the top-5 accuracy if it is wanted."""
         self.result = self.classify(*self.features(subject), accelerator_of(subject))
+        self.protocol = self.result.protocol
         values = {self.name: self.result.top1}
         return values | {f"{self.name}_top5": self.result.top5} if self.top5 else values
 

@@ -43,6 +43,7 @@ def test_value_is_named_after_the_evaluator_and_is_the_accuracy(name):
     values = evaluator.evaluate(measured)
     assert values == {name: evaluator.result.top1} and values[name] > 0.9 and evaluator.name == name
     assert evaluator.evaluate(measured) == values
+    assert evaluator.protocol == evaluator.result.protocol and "60 training and 30 test images" in evaluator.protocol
 
 
 @pytest.mark.parametrize("name", EVALUATORS)
