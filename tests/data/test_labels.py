@@ -55,7 +55,7 @@ def test_full_paths_are_found(folder, written):
 
 
 def test_unique_names_and_ends_of_paths_and_names_without_extension_are_found(folder):
-    labels = {"photos/a.png": "cat", "b": "dog", "sub\\a.png": "owl", "c.png": "cat"}
+    labels = {"photos/a.png": "cat", "b": "dog", "photos\\sub\\a.png": "owl", "c.png": "cat"}
     assert found(folder, labels) == EXPECTED
 
 
@@ -155,8 +155,10 @@ def test_data_frames_and_series_are_read(folder):
     assert found(folder, frame.set_index("file")) == EXPECTED
     assert found(folder, frame.set_index("file")["label"]) == EXPECTED
     assert found(folder, frame, image_column=0, label_column=1) == EXPECTED
+    assert found(folder, frame.rename(columns={"label": "kind"})) == EXPECTED  # the index is not a label
     frame["label"] = [1.0, None, 0.0, 1.0]  # a gap makes floats of whole numbers
     assert found(folder, frame, unlabelled="omit") == {"a.png": 1, "sub/a.png": 0, "sub/c.png": 1}
+    assert open_images(Labelled(folder, frame, unlabelled="omit")).labels is not None
 
 
 @pytest.mark.parametrize("labels", [[3, 0, 1, 3], np.array([3, 0, 1, 3]), torch.tensor([3, 0, 1, 3])])

@@ -48,7 +48,7 @@ def test_confusion_equals_a_double_loop():
 
 
 def test_a_class_that_was_not_seen_is_never_among_the_best():
-    scores = torch.tensor([[1.0, -torch.inf, 0.5]])
+    scores = torch.tensor([[1.0, -torch.inf, -torch.inf]])
     assert Classification(scores, torch.tensor([1])).top(2) == 0
 
 

@@ -86,8 +86,12 @@ def test_images_of_files_are_split_with_their_labels(tmp_path):
 
 
 def test_items_of_a_data_set_are_split_with_their_targets():
-    items = [(torch.full((1, 4, 4), place, dtype=torch.uint8), place % 2) for place in range(8)]
+    class Items(list):
+        classes = ["even", "odd"]
+
+    items = Items((torch.full((1, 4, 4), place, dtype=torch.uint8), place % 2) for place in range(8))
     first, second = split(open_images(items), 1 / 2)
+    assert first.classes == second.classes == ["even", "odd"]
     shown = [(int(image[0, 0, 0]), target) for part in (first, second) for image, target in part]
     assert sorted(shown) == [(place, place % 2) for place in range(8)] and len(first) == 4
 
