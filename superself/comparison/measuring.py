@@ -16,13 +16,10 @@ from superself.data import Images, Preprocessing, Reading
 from superself.evaluation.class_names import renumbered
 from superself.evaluation.evaluator import Evaluator
 from superself.evaluation.extraction import Features, classified, features, open_labelled
-from superself.evaluation.knn import knn_predict
-from superself.evaluation.linear import _fit, choose_regularisation, linear_accuracy
+from superself.evaluation.fractions import CLASSIFIERS, label_fractions
+from superself.evaluation.linear import choose_regularisation
 from superself.evaluation.subject import Subject
 from superself.evaluation.twin import random_twin
-
-REPEATS = 3  # draws of a few labels
-FEW_LABELS_C = 1e-2  # of the linear probe where the labels are too few to choose it
 
 
 class Splits:
@@ -126,7 +123,7 @@ def measure(
     asked = classified(Features(asked.features[readable], labels[readable]), "test")
     correct, notes = {}, {"known": known.labels, "asked": asked.labels}
     for name in protocol.how:
-        predictions = CLASSIFIERS[name](known, asked, protocol, seed, notes)
+        predictions = _predictions(name, known, asked, protocol, seed, notes)
         correct[name] = torch.full((len(readable),), math.nan, dtype=torch.float64)
         correct[name][readable] = (predictions == asked.labels).double()
     values = few_label_accuracies(known, asked, protocol.fractions, seed)
@@ -139,16 +136,17 @@ def measure(
     return Measurement(correct, values, {"parameters": parameters, **(facts or {})}, notes)
 
 
-def _knn(known: Features, asked: Features, protocol: Protocol, seed: int, notes: dict[str, Any]) -> Tensor:
-    return knn_predict(known.features, known.labels, asked.features, protocol.k, protocol.temperature)
-
-
-def _linear(known: Features, asked: Features, protocol: Protocol, seed: int, notes: dict[str, Any]) -> Tensor:
-    notes["C"] = choose_regularisation(known, seed)
-    return torch.from_numpy(_fit(known, notes["C"]).predict(asked.features.numpy()))
-
-
-CLASSIFIERS = {"knn": _knn, "linear": _linear}
+def _predictions(
+    name: str, known: Features, asked: Features, protocol: Protocol, seed: int, notes: dict[str, Any]
+) -> Tensor:
+    """The class of each test image by one classifier; the C of the linear one is noted."""
+    options: dict[str, Any] = {}
+    if name == "knn":
+        options = {"k": protocol.k, "temperature": protocol.temperature}
+    elif name == "linear":
+        options = {"C": choose_regularisation(known, seed)}
+        notes["C"] = options["C"]
+    return CLASSIFIERS[name](known, asked, **options).predictions
 
 
 def few_labels_key(fraction: float) -> str:
@@ -157,23 +155,11 @@ def few_labels_key(fraction: float) -> str:
 
 
 def few_label_accuracies(known: Features, asked: Features, fractions: Sequence[float], seed: int) -> dict[str, float]:
-    """The mean accuracy of linear classifiers on a fraction of each class, at least one image, over three draws."""
-    found = {}
-    for fraction in fractions:
-        accuracies = []
-        for draw in range(1 if fraction == 1 else REPEATS):
-            generator = torch.Generator().manual_seed(1000 * seed + draw)
-            chosen = []
-            for label in known.labels.unique():
-                members = (known.labels == label).nonzero().flatten()
-                order = torch.randperm(len(members), generator=generator)
-                chosen.append(members[order[: max(1, round(fraction * len(members)))]])
-            chosen = torch.cat(chosen)
-            few = Features(known.features[chosen], known.labels[chosen])
-            single = bool((few.labels.unique(return_counts=True)[1] == 1).all())
-            accuracies.append(linear_accuracy(few, asked, FEW_LABELS_C if single else None, seed))
-        found[few_labels_key(fraction)] = sum(accuracies) / len(accuracies)
-    return found
+    """The mean accuracy of linear classifiers on a fraction of each class, over several draws; see ``label_fractions``."""
+    if not fractions:
+        return {}
+    rows = label_fractions(known, asked, fractions, seed=seed).rows
+    return {few_labels_key(fraction): row.mean for fraction, row in zip(fractions, rows, strict=True)}
 
 
 def random_network(backbone: nn.Module, splits: Splits, seed: int) -> tuple[nn.Module, str]:

@@ -3,6 +3,7 @@
 from superself.data.batch import Batch, Item
 from superself.data.datasets import cifar10, stl10
 from superself.data.images import Images, ImageSpec
+from superself.data.labels import Labelled
 from superself.data.loader import BatchLoader
 from superself.data.open import open_images
 from superself.data.photographs import photos
@@ -10,6 +11,7 @@ from superself.data.preprocessing import Preprocessing
 from superself.data.reading import Reading, to_float
 from superself.data.sampler import EpochSampler, SequentialBatches
 from superself.data.segments import Segmenter, segment_data_set
+from superself.data.subset import select_images
 
 __all__ = [
     "Batch",
@@ -18,6 +20,7 @@ __all__ = [
     "ImageSpec",
     "Images",
     "Item",
+    "Labelled",
     "Preprocessing",
     "Reading",
     "Segmenter",
@@ -26,6 +29,7 @@ __all__ = [
     "open_images",
     "photos",
     "segment_data_set",
+    "select_images",
     "stl10",
     "to_float",
 ]

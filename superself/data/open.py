@@ -15,9 +15,10 @@ from superself.basics.validate import require_count
 from superself.data.datasets import NAMES, named_source
 from superself.data.folders import FoundFiles, find_files, match_files
 from superself.data.images import MEMORY_LIMIT, Images, ImageSpec
+from superself.data.labels import Labelled, check_length, label_files, number_labels
 from superself.data.pixels import MAX_IMAGE_BYTES
 from superself.data.reading import Reading
-from superself.data.sources import FileSource, ItemSource, TensorSource, stack_images
+from superself.data.sources import FileSource, ItemSource, TensorSource, as_targets, stack_images
 from superself.data.tiff import Planes
 from superself.data.wording import format_broken, printable
 
@@ -44,8 +45,8 @@ def open_images(
             ("photos:test", "cifar10", "stl10:unlabeled", "imagefolder:PATH"); an array (N, H, W), (N, H, W, C) or
             (N, C, H, W), a tensor (N, H, W) or (N, C, H, W), or a tuple of one of these and N targets; a map-style torch
             Dataset or a list, whose items are images, (image, target) or dicts with "image", "target" or "label", and
-            "mask"; None for the folder ``dataset``, if it holds images. A folder wins over a name. An ``Images`` is
-            returned unchanged.
+            "mask"; ``Labelled(images, labels)`` for labels from a table; None for the folder ``dataset``, if it holds
+            images. A folder wins over a name. An ``Images`` is returned unchanged.
         image_size: one number or (height, width). Images are resized to cover it and cropped at the centre.
         on_bad_image: "skip" goes on until more than 5 % are broken, "raise" stops at the first.
         read: f(path) -> Pillow image, array (H, W[, C]) or tensor (C, H, W), for custom file formats, and for images of
@@ -115,6 +116,8 @@ def _check_planes(planes: Any) -> Planes:
 def _make_source(
     source: Any, size: tuple[int, int] | None, read: Reader | None, planes: Planes
 ) -> FileSource | ItemSource | TensorSource:
+    if isinstance(source, Labelled):
+        return _with_labels(_make_source(source.images, size, read, planes), source)
     if isinstance(source, type):
         raise ValueError(f"{source.__name__} is a class; pass an instance of it, {source.__name__}(...).")
     if isinstance(source, (np.ndarray, Tensor)):
@@ -150,6 +153,22 @@ def _make_source(
     raise ValueError(
         f"a {type(source).__name__} has no length or no items by number; pass {hint} or a map-style torch Dataset."
     )
+
+
+def _with_labels(
+    opened: FileSource | ItemSource | TensorSource, source: Labelled
+) -> FileSource | ItemSource | TensorSource:
+    """The source with labels from a table."""
+    if opened.paths is not None:
+        found = label_files(opened.paths, source)
+        left_out = {opened.name(place): "no label in the table" for place in found.omitted}
+        paths, left_out = [opened.paths[place] for place in found.kept], {**opened.left_out, **left_out}
+        return FileSource(paths, opened.custom_read, found.labels, found.classes, opened.planes, left_out)
+    numbers, classes = number_labels(check_length(source.labels, len(opened)))
+    if isinstance(opened, TensorSource):
+        return TensorSource(opened.data, numbers, classes)
+    opened.targets, opened.classes = as_targets(numbers, len(opened)), classes
+    return opened
 
 
 def _starts_with_images(source: tuple[Any, ...]) -> bool:

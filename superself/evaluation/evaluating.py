@@ -11,10 +11,13 @@ from torch import nn
 
 from superself.basics.random import preserve_random_state
 from superself.data import Images
-from superself.evaluation.collapse import effective_rank, feature_std
+from superself.evaluation.alignment import Alignment
+from superself.evaluation.centroid import NearestCentroid
 from superself.evaluation.evaluator import Evaluator
 from superself.evaluation.extraction import NonFiniteFeatures
 from superself.evaluation.knn import KNN
+from superself.evaluation.linear import LinearProbe
+from superself.evaluation.spectrum import Spectrum
 from superself.evaluation.subject import Subject
 from superself.evaluation.twin import random_twin
 from superself.networks.modes import evaluation_mode
@@ -107,29 +110,18 @@ def evaluate(
 
 
 def default_evaluators(subject: Subject, train: Any = None, test: Any = None) -> list[Evaluator]:
-    """What is measured unless asked otherwise: with labelled images accuracies, without any the features' spread.
+    """What is measured unless asked otherwise: with labelled images accuracies, without any the features' spectrum.
 
     Raises:
         ValueError: if there are neither labels nor images.
     """
     if train is not None:
-        return [KNN(train, test)]
+        return [KNN(train, test), LinearProbe(train, test), NearestCentroid(train, test)]
     if subject.images is None:
         raise ValueError(
             "there are no images to evaluate the backbone on; pass labelled ones as train= and test=, or evaluators=."
         )
-    return [Spread()]
-
-
-class Spread(Evaluator):
-    """How widely the features of the subject's own images spread: "std" and "rankme"; needs no labels."""
-
-    name = "spread"
-
-    def evaluate(self, subject: Subject) -> dict[str, float]:
-        """Standard deviation at length one (1 / sqrt(D) when uniform), and effective rank (from 1 to D)."""
-        features = subject.features(subject.images).features
-        return {"std": feature_std(features), "rankme": effective_rank(features)}
+    return [Spectrum(), *([Alignment()] if subject.views is not None else [])]
 
 
 def check_evaluators(evaluators: Any) -> list[Evaluator]:

@@ -14,11 +14,13 @@ from tqdm import tqdm
 
 from superself.basics.output import is_terminal
 from superself.basics.random import preserve_random_state
+from superself.basics.validate import require_choice
 from superself.data import Images, Preprocessing, Reading, SequentialBatches, open_images
-from superself.networks import pool_features
+from superself.networks import feature_maps, pool_features
 from superself.networks.modes import device_of, evaluation_mode
 
 BAR_AFTER = 2.0  # seconds
+FLATTENED_LIMIT = 4 * 2**30  # bytes of flattened features
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +33,14 @@ class Features:
             that is known without reading it (class folders), else -1, or NaN if labels are floating point.
         paths: N file names, or None if the images do not come from files.
         skipped: name of each unreadable image -> reason.
+        classes: the name of each class, by its label, or None.
     """
 
     features: Tensor
     labels: Tensor | None = None
     paths: list[str] | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    classes: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -44,11 +48,13 @@ class Features:
     def readable(self) -> Features:
         """The rows that are not NaN."""
         kept = ~self.features.isnan().all(dim=1)  # (N,)
-        if kept.all():
-            return self
-        labels = None if self.labels is None else self.labels[kept]
-        paths = None if self.paths is None else [self.paths[row] for row in kept.nonzero().flatten().tolist()]
-        return Features(self.features[kept], labels, paths, self.skipped)
+        return self if kept.all() else self.rows(kept.nonzero().flatten())
+
+    def rows(self, places: Tensor) -> Features:
+        """The rows at ``places`` (n,), in that order."""
+        labels = None if self.labels is None else self.labels[places]
+        paths = None if self.paths is None else [self.paths[row] for row in places.tolist()]
+        return Features(self.features[places], labels, paths, self.skipped, self.classes)
 
 
 class NonFiniteFeatures(ValueError):
@@ -73,6 +79,7 @@ def features(
     device: torch.device | str | None = None,
     on_broken: str = "omit",
     progress: str | None = None,
+    pool: str = "mean",
 ) -> Features:
     """The features of every image of ``dataset`` in its order, with labels and file names where it has them.
 
@@ -80,7 +87,7 @@ def features(
     state are restored afterwards.
 
     Args:
-        backbone: any module from images to (B, D), (B, D, h, w) or (B, tokens, D); maps and tokens are averaged.
+        backbone: any module from images to (B, D), (B, D, h, w) or (B, tokens, D).
         dataset: anything that ``open_images`` takes, opened at the size of the preprocessing and read as in training; an
             ``Images`` keeps its own size and values.
         batch_size: images per forward pass; does not change the result.
@@ -89,13 +96,18 @@ def features(
         device: where the backbone is; None: where its first parameter is.
         on_broken: "omit" leaves the rows of unreadable images out, "nan" keeps them as NaN, so that row i is image i.
         progress: title of a bar that is drawn in a terminal after two seconds; None: none.
+        pool: "mean" averages maps and tokens; "flatten" keeps the feature at each place, (B, D h w): the maps before the
+            pooling of the network, as ``feature_maps`` gives them. These features may take up to 4 GiB.
     Raises:
         ValueError: if the images have other channels than the preprocessing, a feature is not finite (its subclass
-            NonFiniteFeatures), or ``on_broken`` is unknown.
+            NonFiniteFeatures), flattened features do not fit, or ``on_broken`` or ``pool`` is unknown.
     """
     if on_broken not in ("omit", "nan"):
         raise ValueError(f'on_broken={on_broken!r} is unknown; pass "omit" or "nan".')
-    found, readable = collect_features(backbone, dataset, batch_size, preprocessing, device, progress=progress)
+    require_choice("pool", pool, ("mean", "flatten"))
+    found, readable = collect_features(
+        backbone, dataset, batch_size, preprocessing, device, progress=progress, pool=pool
+    )
     wrong = int((~found.features[readable].isfinite().all(dim=1)).sum())
     if wrong:
         raise NonFiniteFeatures(
@@ -112,6 +124,7 @@ def collect_features(
     preprocessing: Preprocessing | None = None,
     device: torch.device | str | None = None,
     progress: str | None = None,
+    pool: str = "mean",
 ) -> tuple[Features, Tensor]:
     """``features`` with ``on_broken="nan"``, finite or not, and which images could be read (N,)."""
     preprocessing = preprocessing or getattr(backbone, "preprocessing", None)
@@ -135,7 +148,11 @@ def collect_features(
         torch.autocast(device.type, enabled=False),
     ):
         for batch in _with_bar(read_in_order(images, batch_size), len(images), progress):
-            output = pool_features(backbone(preprocessing(batch.images.to(device)))).float().cpu()  # (B, D)
+            pixels = preprocessing(batch.images.to(device))
+            if pool == "mean":
+                output = pool_features(backbone(pixels)).float().cpu()  # (B, D)
+            else:
+                output = _flattened(feature_maps(backbone, pixels), len(images)).float().cpu()  # (B, D h w)
             output[~batch.readable] = math.nan
             rows.append(output)
             labels.append(batch.labels)
@@ -144,7 +161,20 @@ def collect_features(
     paths = None if images.paths is None else [str(path) for path in images.paths]
     readable = torch.cat(readable)  # (N,)
     names = [images.names[place] for place in (~readable).nonzero().flatten().tolist()]
-    return Features(torch.cat(rows), labels, paths, {name: images.skipped[name] for name in names}), readable
+    skipped = {name: images.skipped[name] for name in names}
+    return Features(torch.cat(rows), labels, paths, skipped, images.classes), readable
+
+
+def _flattened(maps: Tensor, images: int) -> Tensor:
+    """Maps (B, D, h, w) as (B, D h w), if the features of so many images are not too large."""
+    width = maps[0].numel()
+    if 4 * width * images > FLATTENED_LIMIT:
+        raise ValueError(
+            f'pool="flatten" gives {width:,} features per image ({" x ".join(map(str, maps.shape[1:]))}), and '
+            f"{4 * width * images / 2**30:.1f} GiB for {images:,} images, more than the limit of "
+            f'{FLATTENED_LIMIT / 2**30:g} GiB; pass smaller or fewer images, or pool="mean".'
+        )
+    return maps.flatten(1)
 
 
 def _with_bar(batches: Iterator[ReadBatch], images: int, title: str | None) -> Iterator[ReadBatch]:

@@ -2,74 +2,130 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
-from threadpoolctl import threadpool_limits
+from torch import Tensor
 
-from superself.evaluation.extraction import Features, classified
-
-if TYPE_CHECKING:
-    from sklearn.pipeline import Pipeline
+from superself.basics.validate import require_positive
+from superself.evaluation.classification import Classification, match_classes
+from superself.evaluation.extraction import Features
+from superself.evaluation.labelled import LabelledEvaluator
+from superself.evaluation.solver import LinearProblem
 
 REGULARISATIONS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-TOLERANCE = (
-    1e-3  # of the gradient; 1e-4 takes three times as long on real features and changes accuracy by less than 1 %
-)
 
 
 def linear_accuracy(train: Features, test: Features, C: float | None = None, seed: int = 0) -> float:
     """The fraction of test images that logistic regression on the features classifies correctly.
 
+    See ``linear_classification``, of which this is ``top1``.
+    """
+    return linear_classification(train, test, C, seed).top1
+
+
+def linear_classification(
+    train: Features,
+    test: Features,
+    C: float | None = None,
+    seed: int = 0,
+    device: torch.device | None = None,
+    population: Features | None = None,
+) -> Classification:
+    """Classifies test images by logistic regression on the features.
+
     Each feature is standardised with the mean and standard deviation of the training set (a constant one becomes 0).
-    scikit-learn then fits multinomial logistic regression with an L2 penalty to all training images, by L-BFGS until no
-    gradient exceeds 1e-3. Rows of unreadable images are left out.
+    Multinomial logistic regression with an L2 penalty is then fitted to all training images. Rows of unreadable images are
+    left out. Memory: about twice that of the features.
 
     Args:
-        C: inverse strength of the penalty; None: ``choose_regularisation``.
+        C: inverse strength of the penalty, in the meaning of scikit-learn's LogisticRegression; None:
+            ``choose_regularisation``.
         seed: decides which images choose C.
+        device: where to compute; None: where the features are.
+        population: features whose standard deviations are used instead of those of ``train``, which they may contain; they
+            need no labels. With few labelled images the deviations of these alone are poor.
     Raises:
         ValueError: if one of the two has no class labels (N,), or the training images are of fewer than two classes.
     """
-    train, test = classified(train, "train"), classified(test, "test")
-    C = choose_regularisation(train, seed) if C is None else C
-    return _fit(train, C).score(test.features.numpy(), test.labels.numpy())
+    if C is not None:
+        require_positive("C", C, "is the inverse strength of the penalty")
+    task = match_classes(train, test, device, fewest=2)
+    origin = "" if C is not None else " (chosen on a fifth of the training images)"
+    spread = None if population is None else population.readable().features.to(task.train.device)
+    if C is None:
+        C = choose_strength(task.train, task.labels, seed, REGULARISATIONS, "logistic", spread)
+    problem = LinearProblem(task.train, task.labels, "logistic", spread)
+    protocol = f"Linear: logistic regression on standardised features, C = {C:g}{origin}; {task.described}."
+    return task.result(problem.scores(problem.fit(C), task.test), protocol)
 
 
-def choose_regularisation(train: Features, seed: int = 0) -> float:
+def choose_regularisation(train: Features, seed: int = 0, device: torch.device | None = None) -> float:
     """The C of ``REGULARISATIONS`` that is best on a fifth of each class when fitted to the rest; the smallest if tied.
 
     Raises:
         ValueError: if the training images are of fewer than two classes, or no class has two images.
     """
-    train = classified(train, "train")
-    chosen = torch.zeros(len(train), dtype=torch.bool)
-    generator = torch.Generator().manual_seed(seed)
-    for label in train.labels.unique():
-        members = (train.labels == label).nonzero().flatten()
-        shuffled = members[torch.randperm(len(members), generator=generator)]
-        chosen[shuffled[: (len(members) + 3) // 5]] = True  # a fifth, at least one; but none of a single image
+    task = match_classes(train, train, device, fewest=2)
+    return choose_strength(task.train, task.labels, seed, REGULARISATIONS, "logistic")
+
+
+def choose_strength(
+    features: Tensor,
+    labels: Tensor,
+    seed: int,
+    strengths: tuple[float, ...],
+    loss: str,
+    population: Tensor | None = None,
+) -> float:
+    """The strength that is best on a fifth of each class when fitted to the rest; the smallest if tied.
+
+    The arguments are those of ``LinearProblem``; ``seed`` decides which images are held out.
+    """
+    chosen = hold_out_a_fifth(labels.cpu(), seed).to(labels.device)
     if not chosen.any():
         raise ValueError(
             f"the {len(chosen)} training images are all of different classes, so none can be held out to choose C; "
             "give at least two images of a class, or pass C to linear_accuracy()."
         )
-    fitted = Features(train.features[~chosen], train.labels[~chosen])
-    held_out = Features(train.features[chosen], train.labels[chosen])
-    return max(REGULARISATIONS, key=lambda C: linear_accuracy(fitted, held_out, C))
+    problem = LinearProblem(features[~chosen], labels[~chosen], loss, population)
+    held_out, truth = features[chosen], labels[chosen]
+    correct = {
+        C: int((problem.scores(weights, held_out).argmax(dim=1) == truth).sum())
+        for C, weights in problem.path(strengths)
+    }
+    return max(correct, key=correct.get)
 
 
-def _fit(train: Features, C: float) -> Pipeline:
-    classes = train.labels.unique().tolist()
-    if len(classes) < 2:
-        raise ValueError(
-            f"the training images have the labels {classes}, and a linear probe needs at least 2 classes; "
-            "give training images of all classes."
-        )
-    from sklearn.linear_model import LogisticRegression  # scikit-learn takes a second to import
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+def hold_out_a_fifth(labels: Tensor, seed: int) -> Tensor:
+    """Which images (N,) bool are held out: a fifth of each class, at least one, but none of a class with a single image."""
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    generator = torch.Generator().manual_seed(seed)
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        shuffled = members[torch.randperm(len(members), generator=generator)]
+        chosen[shuffled[: (len(members) + 3) // 5]] = True
+    return chosen
 
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=C, tol=TOLERANCE, max_iter=1000))
-    with threadpool_limits(1):  # more threads are slower, and the result would depend on their number
-        return classifier.fit(train.features.numpy(), train.labels.numpy())
+
+class LinearProbe(LabelledEvaluator):
+    """The accuracy of logistic regression on frozen features, as "linear"; see ``linear_classification``.
+
+    Args:
+        train, test: labelled images, anything that ``open_images`` takes.
+        C: inverse strength of the penalty; None chooses it on a fifth of the training images.
+        seed: decides which images choose C.
+        options: of ``LabelledEvaluator``.
+    """
+
+    name = "linear"
+
+    def __init__(self, train: Any, test: Any, C: float | None = None, seed: int = 0, **options: Any) -> None:
+        super().__init__(train, test, **options)
+        if C is not None:
+            require_positive("C", C, "is the inverse strength of the penalty")
+        self.C, self.seed = C, seed
+
+    def classify(self, train: Features, test: Features, device: torch.device | None) -> Classification:
+        """Logistic regression; see ``linear_classification``."""
+        return linear_classification(train, test, self.C, self.seed, device)
