@@ -144,11 +144,12 @@ class Sheet:
             y += len(lines) * line_height(size) + (4 if lines else 0)
         return y + 8
 
-    def save(self, path: str | Path) -> Path:
-        """Writes a PNG; missing folders are made."""
+    def save(self, path: str | Path, colours: int | None = None) -> Path:
+        """Writes a PNG; missing folders are made. A number of ``colours``, up to 256, makes a smaller file."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.image.save(path, format="PNG", optimize=True)
+        image = self.image if colours is None else self.image.quantize(colours)
+        image.save(path, format="PNG", optimize=True)
         return path
 
 

@@ -101,7 +101,7 @@ def show_curves(
             style_axes(axes, NAMES.get(panel, panel.replace("_", " ")), xlabel)
             _draw(axes, runs, panel)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.margins(x=0.02)
+        axes.margins(x=0.02, y=0.1)
     if len(runs) == 1 and (caption := next(iter(runs))):
         options = {"fontsize": 22 * POINT, "fontweight": "bold", "color": INK, "ha": "left"}
         figure.suptitle(caption, x=0.01, **options)

@@ -174,7 +174,7 @@ def _pca(vectors: Tensor, seed: int) -> tuple[Tensor, str]:
     axes = axes * torch.where(axes[largest, torch.arange(2)] < 0, -1.0, 1.0)
     shares = values.flip(0)[:2] / values.sum().clamp_min(1e-30)
     across, up = (100 * shares[k].item() if k < len(shares) else 0.0 for k in range(2))
-    return centred @ axes, f"across: {across:.0f} % of the variance; up: {up:.0f} %"
+    return centred @ axes, f"across: {across:.0f}% of the variance; up: {up:.0f}%"
 
 
 def _tsne(vectors: Tensor, seed: int) -> tuple[Tensor, str]:
@@ -246,7 +246,8 @@ def draw_dots(places: Tensor, colours: list[str], size: tuple[int, int], border:
     """
     large = Image.new("RGB", (SMOOTH * size[0], SMOOTH * size[1]), "white")
     draw = ImageDraw.Draw(large)
-    for row in torch.randperm(len(places), generator=torch.Generator().manual_seed(0)).tolist():
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(0)).tolist()
+    for row in sorted(order, key=lambda row: bool(colours) and colours[row] != OTHER):  # other classes below
         x, y = (SMOOTH * value for value in _position(places[row], size, border))
         box = (x - SMOOTH * radius, y - SMOOTH * radius, x + SMOOTH * radius, y + SMOOTH * radius)
         draw.ellipse(box, fill=colours[row] if colours else TRAINED)

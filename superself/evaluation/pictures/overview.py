@@ -36,6 +36,7 @@ CELL, GAP = 52, 8  # pixels of the longer side of an image, and between images
 QUERIES, NEIGHBOURS, VIEWS = 3, 8, 3
 MAP = 250  # pixels of its width
 MUCH = 56  # pixels that an arrow takes
+CANDIDATES = 16  # images of different classes, of which those with most contrast are shown
 HEAD = 30  # pixels above the rows of a network
 QUERY_COLOURS = (COLOURS[0], COLOURS[3], "#f0c000")  # of the classes of the queries on the map
 
@@ -76,7 +77,7 @@ def show_overview(
             f"the picture needs at least {NEIGHBOURS + 1} images, got {len(first)}; pass a larger data set."
         )
     places, known = places_of(first, images), classes_of(first, images)
-    order = spread_over_classes(len(first), known and known[0])
+    order = _contrasts_first(spread_over_classes(len(first), known and known[0])[:CANDIDATES], places, images)
     height, width = (max(1, round(CELL * side / max(images.shape[1:]))) for side in images.shape[1:])
     step = height + GAP
     band = QUERIES * step - GAP + HEAD  # a network: its caption and the rows of its neighbours
@@ -88,7 +89,7 @@ def show_overview(
     bottom = sheet.image.height - MARGIN
     _heads(sheet, (MARGIN, left_of_map, left), known is not None)
     shown = order[: max(1, (bottom - top + GAP) // step)]
-    _draw_views(sheet, images.batch(places[shown]).images.cpu(), augment, (width, height), top, seed)
+    _draw_views(sheet, images.batch(places[shown]).images.cpu(), augment, (width, height), (top, bottom), seed)
 
     rows = torch.linspace(0, len(first) - 1, min(limit, len(first))).round().long()
     query_colours: dict[int, str] = {}
@@ -114,7 +115,13 @@ def show_overview(
         _draw_neighbours(
             sheet, one, order[:QUERIES], places, images, known, (left, y + HEAD), (width, height), query_colours
         )
-    return sheet.save(path)
+    return sheet.save(path, colours=256)
+
+
+def _contrasts_first(rows: Tensor, places: Tensor, images: Images) -> Tensor:
+    """The rows, ordered by the contrast of their images: of a dark or flat image, a reader would see little."""
+    contrasts = to_float(images.batch(places[rows]).images.cpu()).flatten(1).std(1)
+    return rows[contrasts.argsort(descending=True, stable=True)]
 
 
 def _heads(sheet: Sheet, lefts: tuple[int, int, int], with_classes: bool) -> None:
@@ -137,7 +144,9 @@ def _heads(sheet: Sheet, lefts: tuple[int, int, int], with_classes: bool) -> Non
             left += text_width(text, bold=colour != MUTED) + 14
 
 
-def _draw_views(sheet: Sheet, images: Tensor, augment: Any, size: tuple[int, int], top: int, seed: int) -> None:
+def _draw_views(
+    sheet: Sheet, images: Tensor, augment: Any, size: tuple[int, int], between: tuple[int, int], seed: int
+) -> None:
     """A row for each image: the original and its views."""
     transform = recipe(augment, tuple(images.shape[2:]))
     generator = torch.Generator().manual_seed(seed)
@@ -146,10 +155,11 @@ def _draw_views(sheet: Sheet, images: Tensor, augment: Any, size: tuple[int, int
         made = transform(images, generator)
         views += [to_float(view) for view in (made if isinstance(made, (list, tuple)) else [made])]
     columns = [images, *((255 * view.clamp(0, 1)).byte() for view in views[:VIEWS])]
+    top, step = between[0], (between[1] - between[0] - size[1]) / max(1, len(images) - 1)
     for column, shown in enumerate(columns):
         for row, image in enumerate(shown):
             x = MARGIN + column * (size[0] + GAP) + (6 if column else 0)
-            sheet.picture(x, top + row * (size[1] + GAP), to_picture(image, *size))
+            sheet.picture(x, top + row * step, to_picture(image, *size))
 
 
 def _draw_neighbours(
