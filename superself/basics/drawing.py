@@ -148,7 +148,10 @@ class Sheet:
         """Writes a PNG; missing folders are made. A number of ``colours``, up to 256, makes a smaller file."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        image = self.image if colours is None else self.image.quantize(colours)
+        image = self.image
+        if colours is not None:
+            palette = image.quantize(colours, kmeans=1)
+            image = image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
         image.save(path, format="PNG", optimize=True)
         return path
 

@@ -36,7 +36,7 @@ CELL, GAP = 52, 8  # pixels of the longer side of an image, and between images
 QUERIES, NEIGHBOURS, VIEWS = 3, 8, 3
 MAP = 250  # pixels of its width
 MUCH = 56  # pixels that an arrow takes
-CANDIDATES = 16  # images of different classes, of which those with most contrast are shown
+CANDIDATES = 16  # images, of different classes where possible, of which those with contrast are shown
 HEAD = 30  # pixels above the rows of a network
 QUERY_COLOURS = (COLOURS[0], COLOURS[3], "#f0c000")  # of the classes of the queries on the map
 
@@ -119,9 +119,9 @@ def show_overview(
 
 
 def _contrasts_first(rows: Tensor, places: Tensor, images: Images) -> Tensor:
-    """The rows, ordered by the contrast of their images: of a dark or flat image, a reader would see little."""
+    """The rows, with the half whose images have less contrast last: of a dark or flat image, a reader would see little."""
     contrasts = to_float(images.batch(places[rows]).images.cpu()).flatten(1).std(1)
-    return rows[contrasts.argsort(descending=True, stable=True)]
+    return rows[(contrasts < contrasts.median()).long().argsort(stable=True)]
 
 
 def _heads(sheet: Sheet, lefts: tuple[int, int, int], with_classes: bool) -> None:
