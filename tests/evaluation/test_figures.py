@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from superself.evaluation.figures import CELL, GAP
 from torch import nn
 
 import superself
 from superself.data import Preprocessing
 from superself.evaluation import show_columns, show_neighbours
-from superself.evaluation.figures import CELL, GAP
 
 from cases import TinyBackbone, tiny_images
 
