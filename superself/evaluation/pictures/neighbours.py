@@ -41,6 +41,7 @@ from superself.evaluation.subject import Subject
 
 CELL = 84  # pixels of the longer side of an image
 GAP = 14  # pixels between images, of which frames take 4 on each side
+COSINES = 2**24  # computed at a time, 64 MiB
 COUNTED = 2000  # queries of which the share of right neighbours is counted
 
 
@@ -131,7 +132,7 @@ def find_neighbours(found: Features, rows: Tensor, count: int) -> Neighbours:
     """
     directions = F.normalize(found.features, dim=1)  # (N, D)
     parts = []
-    for part in rows.split(max(1, 2**24 // len(found))):  # at most 64 MiB of cosines
+    for part in rows.split(max(1, COSINES // len(found))):
         cosines = directions[part] @ directions.T  # (q, N)
         cosines[torch.arange(len(part)), part] = -torch.inf
         parts.append(cosines.topk(count))
