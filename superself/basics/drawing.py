@@ -150,7 +150,7 @@ class Sheet:
         path.parent.mkdir(parents=True, exist_ok=True)
         image = self.image
         if colours is not None:
-            palette = image.quantize(colours, kmeans=1)
+            palette = image.quantize(colours)
             image = image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
         image.save(path, format="PNG", optimize=True)
         return path

@@ -71,7 +71,7 @@ def _draw(networks: dict[str, Tensor], total: int) -> Sheet:
     times = max(1, -(-SIDE // max(height, width)))
     parts = 1 if in_colour else min(channels, SHOWN_CHANNELS)
     cell = (parts * (times * width + 2) - 2, times * height)  # width and height of one kernel
-    across = min(8, -(-count // 4)) if parts == 1 else max(1, 480 // (cell[0] + GAP))
+    across = min(count, 8, max(4, -(-count // 4))) if parts == 1 else max(1, 480 // (cell[0] + GAP))
     panel = across * (cell[0] + GAP) - GAP
     total_width = max(2 * MARGIN + len(networks) * panel + (len(networks) - 1) * BETWEEN, 420)
     kind = (
