@@ -152,7 +152,7 @@ class Sheet:
         if colours is not None:
             palette = image.quantize(colours)
             image = image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
-        image.save(path, format="PNG", optimize=True)
+        image.save(path, format="PNG", optimize=colours is not None)  # which takes a few times longer
         return path
 
 

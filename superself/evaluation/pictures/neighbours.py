@@ -314,6 +314,7 @@ class NeighboursFigure(Evaluator):
 
     def open(self, subject: Subject) -> None:
         """Opens the images."""
+        self._untrained = None
         self.images = open_for_figure(subject, self.dataset, self.name)
 
     def evaluate(self, subject: Subject) -> dict[str, float]:
