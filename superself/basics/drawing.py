@@ -144,15 +144,20 @@ class Sheet:
             y += len(lines) * line_height(size) + (4 if lines else 0)
         return y + 8
 
-    def save(self, path: str | Path, colours: int | None = None) -> Path:
-        """Writes a PNG; missing folders are made. A number of ``colours``, up to 256, makes a smaller file."""
+    def save(self, path: str | Path, shades: int | None = None) -> Path:
+        """Writes a PNG; missing folders are made.
+
+        Args:
+            path: of the file.
+            shades: of each of red, green and blue, white included, for a smaller file; None keeps all 256.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         image = self.image
-        if colours is not None:
-            palette = image.quantize(colours)
-            image = image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
-        image.save(path, format="PNG", optimize=colours is not None)  # which takes a few times longer
+        if shades is not None:
+            steps = shades - 1
+            image = image.point([round(round(value * steps / 255) * 255 / steps) for value in range(256)] * 3)
+        image.save(path, format="PNG", optimize=shades is not None)  # which takes a few times longer
         return path
 
 

@@ -62,13 +62,15 @@ def test_heading_takes_the_announced_height():
     assert top >= MARGIN - 4 and bottom < height - 4 and left >= MARGIN - 1 and right <= 240 - MARGIN + 1
 
 
-def test_pictures_with_few_colours_are_smaller(tmp_path):
-    sheet = Sheet(100, 100)
+def test_pictures_with_few_shades_are_smaller_and_white_stays_white(tmp_path):
+    sheet = Sheet(120, 100)
     noise = np.random.default_rng(0).integers(0, 255, (100, 100, 3), dtype=np.uint8)
     sheet.picture(0, 0, Image.fromarray(noise))
-    full, small = sheet.save(tmp_path / "new" / "a.png"), sheet.save(tmp_path / "b.png", colours=64)
-    assert small.stat().st_size < full.stat().st_size / 2
-    assert len(Image.open(small).convert("RGB").getcolors()) <= 64
+    full, small = sheet.save(tmp_path / "new" / "a.png"), sheet.save(tmp_path / "b.png", shades=16)
+    assert small.stat().st_size < 0.7 * full.stat().st_size
+    shown = np.asarray(Image.open(small))
+    assert len(np.unique(shown)) == 16 and (shown[:, 100:] == 255).all()
+    assert np.abs(shown[:, :100].astype(int) - noise).max() <= 9
 
 
 def test_without_matplotlib_another_font_is_used(monkeypatch):

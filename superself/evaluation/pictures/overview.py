@@ -115,7 +115,7 @@ def show_overview(
         _draw_neighbours(
             sheet, one, order[:QUERIES], places, images, known, (left, y + HEAD), (width, height), query_colours
         )
-    return sheet.save(path, colours=256)
+    return sheet.save(path, shades=25)
 
 
 def _contrasts_first(rows: Tensor, places: Tensor, images: Images) -> Tensor:
