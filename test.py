@@ -12,7 +12,7 @@ import torch
 
 from superself import compare, create, list_algorithms
 from superself.data import open_images, photos
-from superself.evaluation import show_neighbours
+from superself.evaluation import show_neighbours, show_overview
 from superself.training import warmup_cosine
 
 
@@ -54,7 +54,9 @@ def run(algorithm: str, options: argparse.Namespace) -> None:
 
     # Look: query images with the images that the backbone finds most similar.
     shown = train if test is None else test
-    print(f"checkpoint: {name}.pt\nnearest neighbours: {show_neighbours(backbone, shown, f'{name}.png')}")
+    print(f"checkpoint: {name}.pt\nnearest neighbours: {show_neighbours(backbone, shown, f'{name}.png', random=True)}")
+    if options.overview:
+        print(f"views, features and neighbours: {show_overview(backbone, shown, options.overview)}")
     if hasattr(supervisor, "show_reconstruction"):  # predictive and generative ones
         print(f"reconstruction: {supervisor.show_reconstruction(f'{name}.pretext.png', shown)}")
     if hasattr(supervisor, "show_inputs"):
@@ -88,6 +90,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--quick", action="store_true", help="a few steps on few small images: does it run?")
+    parser.add_argument("--overview", help="also write the picture of the README to this file")
     options = parser.parse_args()
     if options.quick:
         options.size, options.epochs = 32, 1

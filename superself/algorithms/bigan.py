@@ -16,7 +16,7 @@ from torch.nn.functional import softplus
 from superself.adversarial import AdversarialSupervisor
 from superself.basics.validate import require_count, require_fraction
 from superself.data import Batch
-from superself.evaluation.figures import show_columns
+from superself.evaluation import show_columns
 from superself.networks import CombinedNet, Decoder, build_backbone, feature_width
 from superself.training import GroupRule
 
@@ -149,7 +149,8 @@ class BiGanSupervisor(AdversarialSupervisor):
             shown = (self.preprocessing(images), self.reconstruct(images), generated)
             return [self.preprocessing.undo(part) for part in shown]
 
-        return show_columns(self, columns, path, dataset, count)
+        titles = ["image x", "reconstruction G(E(x))", "sample G(z)"]
+        return show_columns(self, columns, path, dataset, count, titles=titles, title="BiGAN: images and what G makes")
 
 
 def balanced_cross_entropy(positive: Tensor, negative: Tensor) -> Tensor:

@@ -203,7 +203,8 @@ class ContextNetSupervisor(AdversarialSupervisor):
             shown = (images * ~hole, images, prediction, torch.where(hole, prediction, images))
             return [self.preprocessing.undo(part) for part in shown]
 
-        return show_columns(self, columns, path, dataset, count)
+        titles = ["with the hole", "original", "prediction", "hole filled in"]
+        return show_columns(self, columns, path, dataset, count, titles=titles, title="Context encoder: inpainting")
 
 
 def middle_half(side: int) -> slice:

@@ -24,7 +24,7 @@ from superself.augment.recipes import is_small
 from superself.basics.distributed import gather, rank
 from superself.basics.validate import require_bool, require_count, require_positive
 from superself.data import Batch, to_float
-from superself.evaluation.figures import show_columns
+from superself.evaluation import show_columns
 from superself.networks import CombinedNet, build_backbone, feature_width, tile_width
 from superself.networks.modes import device_of
 from superself.supervisor import Supervisor
@@ -214,7 +214,8 @@ class ContrastivePredictiveCodingSupervisor(Supervisor):
             grids = [self._as_grid(patches) for patches in (self.patches(views).flatten(0, 1), self._inputs(views))]
             return [F.interpolate(to_float(views), size=grids[0].shape[2:]), *grids]
 
-        return show_columns(self, columns, path, dataset, count)
+        titles = ["image", "its patches", "patches as the network gets them"]
+        return show_columns(self, columns, path, dataset, count, titles=titles, title="CPC: what the network gets")
 
     def _as_grid(self, patches: Tensor) -> Tensor:
         """Patches (B * R * C, C, S, S) side by side, one white pixel around each -> (B, C, R * (S + 2), C * (S + 2))."""

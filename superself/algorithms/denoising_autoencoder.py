@@ -139,4 +139,5 @@ class DenoiseNetSupervisor(Supervisor):
             corrupted, clean = self._corrupted_and_clean(images)
             return [self.preprocessing.undo(part) for part in (corrupted, clean, self.model(corrupted))]
 
-        return show_columns(self, columns, path, dataset, count)
+        titles = ["corrupted", "original", "prediction"]
+        return show_columns(self, columns, path, dataset, count, titles=titles, title="Denoising autoencoder")

@@ -238,7 +238,9 @@ class DetConSupervisor(JointEmbedding):
         print(", ".join(f"{name.replace('_', ' ')}: {value:g}" for name, value in report.items()))
         images, maps, views, masks = self._sample(dataset, count)
         pairs = [(images, maps), *zip(views, masks, strict=True)]
-        return write_pictures([part for image, mask in pairs for part in (to_float(image), coloured(mask))], path)
+        columns = [part for image, mask in pairs for part in (to_float(image), coloured(mask))]
+        titles = ["image", "segments", "view 1", "its segments", "view 2", "its segments"]
+        return write_pictures(columns, path, titles=titles, title="DetCon: segments of images and of their views")
 
     @torch.no_grad()
     def segment_report(self, dataset: Any = None, count: int = 200) -> dict[str, float]:

@@ -15,7 +15,7 @@ from superself.augment import GridTiles, RandomGrayscale
 from superself.augment.permutations import permutation_set
 from superself.basics.validate import require_bool, require_choice, require_count, require_fraction
 from superself.data import Batch, to_float
-from superself.evaluation.figures import show_columns
+from superself.evaluation import show_columns
 from superself.networks import MLP, CombinedNet, build_backbone, tile_width
 from superself.supervisor import Supervisor
 
@@ -182,7 +182,8 @@ class JigsawNetSupervisor(Supervisor):
             sample = torch.arange(len(views), device=views.device).view(-1, 1)
             return [to_float(views)] + [assemble(shown[sample, order]) for order in orders.unbind(1)]
 
-        return show_columns(self, columns, path, dataset, count)
+        titles = ["image", *(f"puzzle {number + 1}" for number in range(self.n_permutations_per_image))]
+        return show_columns(self, columns, path, dataset, count, titles=titles, title="Jigsaw: what the network gets")
 
 
 def assemble(tiles: Tensor) -> Tensor:

@@ -163,7 +163,10 @@ class SplitBrainNetSupervisor(Supervisor):
             pairs = (lightness, grey), (lightness, ab_of_l), (bright, ab), (l_of_ab, grey)
             return [images, *(lab_to_rgb(torch.cat(pair, 1)) for pair in pairs)]
 
-        return show_columns(self, columns, path, dataset, count)
+        titles = ["image", "lightness L", "colour predicted from L", "colour ab", "L predicted from ab"]
+        return show_columns(
+            self, columns, path, dataset, count, titles=titles, title="Split-brain: each half predicts the other"
+        )
 
 
 class LabBins(nn.Module):

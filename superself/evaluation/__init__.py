@@ -16,6 +16,20 @@ from superself.evaluation.knn import KNN, knn_accuracy, knn_classification, knn_
 from superself.evaluation.linear import LinearProbe, choose_regularisation, linear_accuracy, linear_classification
 from superself.evaluation.monitor import FeatureMonitor, spread
 from superself.evaluation.of_supervisor import subject_of
+from superself.evaluation.pictures import (
+    ConfusionFigure,
+    KernelsFigure,
+    MapFigure,
+    NeighboursFigure,
+    query_fig,
+    show_columns,
+    show_confusion,
+    show_curves,
+    show_kernels,
+    show_map,
+    show_neighbours,
+    show_overview,
+)
 from superself.evaluation.projections import Projections, tensorboard_projections
 from superself.evaluation.ridge import RidgeProbe, ridge_classification
 from superself.evaluation.rotation_proxy import RotationProxy, rotated_features, rotation_accuracy
@@ -41,6 +55,7 @@ from superself.evaluation.unlabelled import UnlabelledEvaluator, view_features
 __all__ = [
     "Alignment",
     "Classification",
+    "ConfusionFigure",
     "Coverage",
     "Duplicates",
     "Evaluation",
@@ -53,12 +68,15 @@ __all__ = [
     "Invariance",
     "InvarianceReport",
     "KNN",
+    "KernelsFigure",
     "LabelFractions",
     "LiDAR",
     "LinearProbe",
     "LinearSVM",
+    "MapFigure",
     "NearestCentroid",
     "Neighbours",
+    "NeighboursFigure",
     "Outliers",
     "Projections",
     "RidgeProbe",
@@ -101,13 +119,19 @@ __all__ = [
     "other_cosine",
     "outliers",
     "pretext_shortcuts",
+    "query_fig",
     "random_twin",
     "rankme",
     "ridge_classification",
     "rotated_features",
     "rotation_accuracy",
     "show_columns",
+    "show_confusion",
+    "show_curves",
+    "show_kernels",
+    "show_map",
     "show_neighbours",
+    "show_overview",
     "split",
     "spread",
     "subject_of",

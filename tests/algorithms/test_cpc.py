@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 from torch.nn.functional import conv2d, pad
 
@@ -214,12 +213,13 @@ def test_learns_to_find_patches_of_images_that_it_has_not_seen():
     assert loss < 0.75 * supervisor.chance_loss
 
 
-def test_show_inputs_draws_the_original_its_patches_and_what_the_network_gets(tmp_path):
+def test_show_inputs_draws_the_original_its_patches_and_what_the_network_gets(tmp_path, drawn):
     supervisor = cpc(augment="cpc", patch_size=8)
     state = supervisor.generator.get_state()
-    path = supervisor.show_inputs(tmp_path / "new" / "inputs.png", count=3)
-    side = 3 * (8 + 2) + 2
-    assert Image.open(path).size == (3 * side, 3 * side)
+    assert supervisor.show_inputs(tmp_path / "new" / "inputs.png", count=3).exists()
+    columns, titles = drawn[0]
+    assert titles == ["image", "its patches", "patches as the network gets them"]
+    assert [column.shape for column in columns] == [(3, 3, 3 * (8 + 2), 3 * (8 + 2))] * 3
     assert torch.equal(supervisor.generator.get_state(), state)
     assert supervisor.show_inputs(tmp_path / "other.png", dataset=tiny_images(2), count=2).exists()
 

@@ -298,13 +298,15 @@ def test_wrong_arguments_are_refused(arguments, message):
 # ---- pictures ----------------------------------------------------------------------------------------------------------
 
 
-def test_show_inputs_draws_views_with_masks_and_reports_on_segments(tmp_path, capsys):
+def test_show_inputs_draws_views_with_masks_and_reports_on_segments(tmp_path, capsys, drawn):
     supervisor = detcon(num_samples=8)
     state = supervisor.generator.get_state()
-    path = supervisor.show_inputs(tmp_path / "new" / "inputs.png")
+    assert supervisor.show_inputs(tmp_path / "new" / "inputs.png").exists()
     printed = capsys.readouterr().out
     assert "images: 8, segments per image: 4, drew a segment twice: 8, lost a segment:" in printed
-    assert Image.open(path).size == (6 * 18, 5 * 18)
+    columns, titles = drawn[0]
+    assert titles == ["image", "segments", "view 1", "its segments", "view 2", "its segments"]
+    assert [column.shape for column in columns] == [(5, 3, 16, 16)] * 6
     assert torch.equal(supervisor.generator.get_state(), state)
     still = detcon(num_samples=1, augment=STILL).segment_report()
     assert still["lost_a_segment"] == still["lost_all_segments"] == still["drew_a_segment_twice"] == 0

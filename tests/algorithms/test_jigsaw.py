@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from superself import Batch, JigsawNetSupervisor
@@ -168,20 +167,21 @@ def test_learns_the_order_of_tiles_of_images_that_it_has_not_seen(whole):
         assert supervisor._forward(batch(quarters(32, seed=1))) < 0.2 * math.log(24)
 
 
-def test_shows_the_image_next_to_its_puzzles(tmp_path):
+def test_shows_the_image_next_to_its_puzzles(tmp_path, drawn):
     supervisor = jigsaw(n_permutations_per_image=2)
     state = supervisor.generator.get_state()
-    picture = Image.open(supervisor.show_inputs(tmp_path / "new" / "puzzles.png", count=3))
-    assert picture.size == (3 * 18, 3 * 18)  # an image and two puzzles, 16 pixels and a gap of 2
+    assert supervisor.show_inputs(tmp_path / "new" / "puzzles.png", count=3).exists()
+    columns, titles = drawn[0]
+    assert titles == ["image", "puzzle 1", "puzzle 2"] and [len(column) for column in columns] == [3, 3, 3]
     assert torch.equal(supervisor.generator.get_state(), state)
     with pytest.raises(ValueError, match="there are no images to show"):
         JigsawNetSupervisor(backbone=TinyBackbone()).show_inputs(tmp_path / "none.png")
 
 
-def test_shows_puzzles_of_the_views_where_these_are_smaller_than_the_images(tmp_path):
+def test_shows_puzzles_of_the_views_where_these_are_smaller_than_the_images(tmp_path, drawn):
     supervisor = jigsaw(tiny_images(size=(24, 24)), view_size=16, n_permutations_per_image=1)
-    picture = Image.open(supervisor.show_inputs(tmp_path / "puzzles.png", count=2))
-    assert picture.size == (2 * 18, 2 * 18)  # of 16 pixels, not of 24
+    supervisor.show_inputs(tmp_path / "puzzles.png", count=2)
+    assert [column.shape for column in drawn[0][0]] == [(2, 3, 16, 16)] * 2  # of 16 pixels, not of 24
 
 
 def test_tiles_follow_the_size_of_the_images():
