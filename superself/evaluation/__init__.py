@@ -8,7 +8,6 @@ from superself.evaluation.collapse import effective_rank, feature_rms, feature_s
 from superself.evaluation.evaluating import Evaluation, default_evaluators, evaluate
 from superself.evaluation.evaluator import Evaluator
 from superself.evaluation.extraction import Features, features
-from superself.evaluation.figures import show_columns, show_neighbours
 from superself.evaluation.fractions import FractionTable, LabelFractions, label_fractions
 from superself.evaluation.held_out import HeldOut, HeldOutLoss, held_out_loss
 from superself.evaluation.invariance import SERIES, Invariance, InvarianceReport, Series, invariance_report
