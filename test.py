@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from superself import compare, create, list_algorithms
+from superself import compare, create, list_algorithms, report
 from superself.data import open_images, photos
 from superself.evaluation import show_neighbours, show_overview
 from superself.training import warmup_cosine
@@ -26,7 +26,7 @@ def main() -> None:
 def run(algorithm: str, options: argparse.Namespace) -> None:
     """From images to a measured backbone; copy from here."""
     train, test = open_data(options)
-    name = f"store/{algorithm}"
+    name, tables = f"store/{algorithm}", {}
 
     # Train without labels. Any torchvision name, "timm:NAME" or a module of your own may be the backbone.
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,17 +50,23 @@ def run(algorithm: str, options: argparse.Namespace) -> None:
             "No labels, so there is nothing to measure: pass PATH/train/CLASS and PATH/test/CLASS folders for the table."
         )
     else:
-        compare(backbone, train, test)
+        if options.data == "photos":
+            print("The classes: which of the bundled photographs a patch was cut from. Training never saw them.")
+        tables["Is it better than before training?"] = compare(backbone, train, test)
 
-    # Look: query images with the images that the backbone finds most similar.
+    # Look: query images with the images that the backbone finds most similar, and the report with everything in it.
     shown = train if test is None else test
-    print(f"checkpoint: {name}.pt\nnearest neighbours: {show_neighbours(backbone, shown, f'{name}.png', random=True)}")
+    picture = show_neighbours(backbone, shown, f"{name}.png", random=True)
     if options.overview:
         print(f"views, features and neighbours: {show_overview(backbone, shown, options.overview)}")
     if hasattr(supervisor, "show_reconstruction"):  # predictive and generative ones
         print(f"reconstruction: {supervisor.show_reconstruction(f'{name}.pretext.png', shown)}")
     if hasattr(supervisor, "show_inputs"):
         print(f"inputs of the network: {supervisor.show_inputs(f'{name}.pretext.png', shown)}")
+    print(
+        f"checkpoint: {name}.pt\nnearest neighbours, trained and untrained: {picture}\nreport: {report(name, tables=tables)}"
+    )
+    print(f"Your own images: python test.py {algorithm} --data FOLDER --size {options.size}")
 
 
 def open_data(options: argparse.Namespace) -> tuple:
