@@ -17,6 +17,7 @@ tomllib = pytest.importorskip("tomllib")  # of Python 3.11
 PACKAGE = Path(superself.__file__).parent
 PROJECT = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
 NAMES = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+NAMES |= {"faiss": "faiss-cpu", "google": "protobuf", "umap": "umap-learn"}
 
 
 def required(requirements):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from superself import Batch, DeepClusterSupervisor
+from superself import Batch, DeepClusterSupervisor, Tracker
 from superself.algorithms.deep_cluster import choose_clusters
 from superself.basics.clustering import kmeans, normalized_mutual_information, whiten
 from superself.data.sampler import mix_entropy
@@ -35,16 +35,8 @@ class Observed(DeepClusterSupervisor):
         self.seen.append((before, copy.deepcopy(self.state_dict()), copy.copy(self.run.optimizer.state)))
 
 
-class Rows(list):
+class Rows(Tracker, list):
     """A tracker that keeps the rows of the epochs."""
-
-    def __getattr__(self, name):
-        if name in ("start", "step", "warn", "end", "figure"):
-            return lambda *_: None
-        raise AttributeError(name)
-
-    def measure(self, row):
-        return {}
 
     def epoch(self, row):
         self.append(dict(row))

@@ -98,7 +98,7 @@ def test_the_trained_and_the_random_network_stand_side_by_side_with_the_protocol
     twin.preprocessing = backbone.preprocessing
     assert result.rows["random initialised"]["knn"] == knn_accuracy(features(twin, train), features(twin, test))
     text = str(result)
-    assert origin in text and "kNN: vote of the 20 most similar" in text
+    assert origin in text and "kNN: vote of the 20 training images" in text
     assert f"{result.rows['trained']['knn']:.1%}" in text and f"{100 * result.gain['knn']:+.1f}" in text
     assert repr(result) == text
     assert supervisor.evaluate(train, test, seed=3).rows == result.rows

@@ -282,7 +282,7 @@ def test_pictures_lie_next_to_the_run_and_reach_trackers_and_follow_it_into_the_
     seen = Sees()
     simclr().supervise(epochs=2, evaluators=[Scripted(), Scripted(name="plain", draws=False)], trackers=[seen], **SHORT)
     assert seen.figures == [("scripted", Path("run.scripted.png"), True)] * 2
-    assert sorted(os.listdir()) == ["run.csv", "run.pt", "run.scripted.png", "run.yaml"]
+    assert sorted(os.listdir()) == ["run.csv", "run.html", "run.pt", "run.scripted.png", "run.yaml"]
     simclr().supervise(epochs=1, **SHORT)
     assert "run.1.scripted.png" in os.listdir() and "run.scripted.png" not in os.listdir()
     simclr().supervise(epochs=1, evaluators=[Scripted()], **SHORT)

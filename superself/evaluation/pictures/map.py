@@ -191,7 +191,7 @@ def _umap(vectors: Tensor, seed: int) -> tuple[Tensor, str]:
         from umap import UMAP
     except ImportError as error:
         raise ImportError(
-            'method="umap" needs umap-learn; run: pip install umap-learn, or pass method="tsne".'
+            'method="umap" needs umap-learn; run: pip install "superself[umap]", or pass method="tsne".'
         ) from error
     neighbours = min(15, len(vectors) - 1)
     start = "spectral" if len(vectors) > 10 else "random"

@@ -39,7 +39,10 @@ def untrained_of(
         return None
     if isinstance(random, nn.Module):
         return random
-    return random_twin(backbone, images, preprocessing, seed)[0]
+    try:
+        return random_twin(backbone, images, preprocessing, seed)[0]
+    except ValueError as error:
+        raise ValueError(f"{error} Or pass a randomly initialised backbone as random=.") from error
 
 
 def features_of_both(

@@ -66,7 +66,7 @@ def test_perfect_predictions_and_none(tmp_path, texts):
     given = predictions(list(range(25)), list(range(25)), 25)
     show_confusion(Classification(*given), tmp_path / "a.png")
     assert "no confusions" in texts
-    with pytest.raises(ValueError, match="there are no predictions to show"):
+    with pytest.raises(ValueError, match="with at least one image"):
         show_confusion(Classification(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long)), tmp_path / "a.png")
 
 
