@@ -69,7 +69,7 @@ def test_umap_keeps_classes_together():
 def test_a_missing_umap_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     found, images = clusters()
-    with pytest.raises(ImportError, match='method="umap" needs umap-learn; run: superself\[umap\]'):
+    with pytest.raises(ImportError, match=r'method="umap" needs umap-learn; run: pip install .superself\[umap\]'):
         show_map(found, images, tmp_path / "a.png", method="umap")
 
 
