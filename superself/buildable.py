@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, TypedDict, TypeVar
@@ -319,6 +320,12 @@ class Buildable(nn.Module, metaclass=BuildAfterInit):
     @preprocessing.setter
     def preprocessing(self, value: Preprocessing) -> None:
         self._preprocessing = value
+
+    @property
+    def reading_options(self) -> dict[str, Any]:
+        """How the data set is opened, as far as it differs from the defaults."""
+        defaults = signature(Buildable.__init__).parameters
+        return {name: value for name, value in self._open_options.items() if value != defaults[name].default}
 
     @property
     def device(self) -> torch.device:

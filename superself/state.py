@@ -71,6 +71,8 @@ def run_facts(supervisor: Any) -> dict[str, Any]:
         "module": type(supervisor).__module__,
         "arguments": declared(supervisor),
         "seed": supervisor.seed,
+        "dataset": str(supervisor._dataset) if isinstance(supervisor._dataset, (str, Path)) else None,
+        "reading": supervisor.reading_options,
         "data": supervisor.images.describe(),
         "backbone": f"{describe(supervisor.exported_backbone)}; on {supervisor.device} in {supervisor.run.precision}",
         "loss": meaning + ("" if chance is None else f"; chance level: {chance:.3f}"),

@@ -19,7 +19,13 @@ class Line:
     points: Sequence[tuple[float, float]]
 
 
-def line_chart(lines: Sequence[Line], x_label: str, level: float | None = None, level_name: str = "") -> str:
+def line_chart(
+    lines: Sequence[Line],
+    x_label: str,
+    level: float | None = None,
+    level_name: str = "",
+    x_range: tuple[float, float] | None = None,
+) -> str:
     """An SVG of the lines over a common scale, with a dashed horizontal line at ``level``; "" without any point.
 
     Colours come from the classes "line0", "line1", ... and "level" of the page's style sheet.
@@ -29,11 +35,12 @@ def line_chart(lines: Sequence[Line], x_label: str, level: float | None = None, 
         x_label: what stands below the axis.
         level: a value to compare with, such as the loss at chance level.
         level_name: what it is called.
+        x_range: of the horizontal axis, so that several charts align; None: that of the points.
     """
     points = [point for line in lines for point in line.points]
     if not points:
         return ""
-    x_range = _widened(min(x for x, _ in points), max(x for x, _ in points))
+    x_range = _widened(*(x_range or (min(x for x, _ in points), max(x for x, _ in points))))
     heights = [y for _, y in points] + ([] if level is None else [level])
     y_range = _widened(min(heights), max(heights), margin=0.05)
 
@@ -74,7 +81,7 @@ def line_chart(lines: Sequence[Line], x_label: str, level: float | None = None, 
 
 def _widened(low: float, high: float, margin: float = 0.0) -> tuple[float, float]:
     """The range with a margin on both sides; of one value, a range around it."""
-    room = (high - low) * margin if high > low else max(abs(low) * 0.1, 0.5)
+    room = (high - low) * margin if high > low else abs(low) * 0.1 or 0.5
     return low - room, high + room
 
 

@@ -13,36 +13,12 @@ from typing import Any
 import yaml
 
 from superself.reporting.curves import Line, line_chart
+from superself.reporting.measures import ACCURACIES, HIDDEN, NOT_DRAWN, PRETEXT, in_words, meaning, title_of
+from superself.reporting.repetition import repeating_code
 from superself.training.files import write_text
 
+SHOWN_SKIPPED = 20
 LARGEST_PICTURE = 4 * 2**20  # bytes of a file that is put into the page
-MEANINGS = {
-    "loss": "the pretext loss, mean over the epoch",
-    "chance_loss": "the loss at chance level",
-    "held_out_loss": "the pretext loss of images that are not trained on",
-    "knn": "accuracy of a vote of the nearest training images, by frozen features",
-    "linear": "accuracy of logistic regression on frozen features",
-    "svm": "accuracy of a linear support vector machine on frozen features",
-    "centroid": "accuracy of the nearest class mean of frozen features",
-    "ridge": "accuracy of ridge regression on frozen features",
-    "rotation": "accuracy of telling by how much an image was rotated; needs no labels",
-    "feature spread": "spread of the features on a fixed batch; 100% is uniform, 0% collapsed",
-    "embedding spread": "spread of what the loss compares; 100% is uniform, 0% collapsed",
-    "feature_rank": "how many directions the features use (RankMe)",
-    "embedding_rank": "how many directions the embeddings use",
-    "feature_cosine": "mean cosine between the features of two images",
-    "rankme": "how many directions the features use",
-    "alignment": "distance between two views of an image; lower is closer",
-    "uniformity": "how evenly features cover the sphere; lower is more even",
-    "images_per_second": "speed of the epoch",
-    "waiting_share": "share of the time spent waiting for images",
-    "lr": "learning rate",
-}
-ACCURACIES = ("knn", "linear", "svm", "centroid", "ridge", "rotation")  # of the features
-PRETEXT = ("accuracy", "top1")  # of the training task
-PERCENT = (*ACCURACIES, *PRETEXT, "feature spread", "embedding spread", "waiting_share")
-HIDDEN = ("epoch", "step", "seconds", "feature_std", "feature_std_uniform", "embedding_std", "embedding_std_uniform")
-NOT_DRAWN = (*HIDDEN, "feature_rms", "embedding_rms", "chance_loss", "waiting_share")
 
 
 def report(name: str | Path, path: str | Path | None = None, tables: Mapping[str, Any] | None = None) -> Path:
@@ -77,6 +53,8 @@ def report(name: str | Path, path: str | Path | None = None, tables: Mapping[str
         warnings=[str(text) for text in facts.get("warnings") or []],
         has_chance=any(_number(row.get("chance_loss")) is not None for row in rows),
         judgements=_judgements(rows),
+        worse=_worse(rows),
+        skipped=_skipped(name),
         charts=_charts(rows),
         numbers=_numbers(rows),
         tables=[(title, str(value)) for title, value in (tables or {}).items()],
@@ -117,41 +95,9 @@ def read_record(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return facts, rows
 
 
-def repeating_code(facts: Mapping[str, Any]) -> str:
-    """Python that runs the same again, as far as NAME.yaml can say it; what is only described stands in comments."""
-    algorithm = facts.get("algorithm", "Supervisor")
-    lines = [
-        f"from superself import {algorithm}",
-        "",
-        f"# data: {facts.get('data', 'unknown')}",
-        f"supervisor = {algorithm}(",
-    ]
-    lines += ["    dataset,", f"    seed={facts.get('seed')!r},"]
-    lines += [_argument(key, value) for key, value in (facts.get("arguments") or {}).items() if value is not None]
-    lines += [")", "supervisor.supervise("]
-    settings = {key: value for key, value in (facts.get("settings") or {}).items() if value not in (None, False, [])}
-    lines += [_argument(key, value) for key, value in settings.items() if key != "resume"]
-    return "\n".join([*lines, ")"])
-
-
 def _environment(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Versions, device and precision."""
     return [*(facts.get("versions") or {}).items(), *((key, facts.get(key)) for key in ("device", "precision"))]
-
-
-def _argument(key: str, value: Any) -> str:
-    is_plain = isinstance(value, (bool, int, float)) or (
-        isinstance(value, str) and " " not in value and "." not in value
-    )
-    if is_plain or (isinstance(value, str) and key in ("name", "augment", "backbone", "notes")):
-        return f"    {key}={value!r},"
-    if isinstance(value, str) and value.startswith("torch.optim."):
-        return f"    {key}=torch.optim.{value.rsplit('.', 1)[1]},"
-    if isinstance(value, str) and value.startswith("Schedule("):
-        return f"    {key}=superself.training.{value},"
-    if isinstance(value, (dict, list)):
-        return f"    {key}={value!r},"
-    return f"    # {key}: {value}"
 
 
 def _cards(facts: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -199,6 +145,26 @@ def _judgements(rows: list[dict[str, Any]]) -> list[str]:
     return sentences
 
 
+def _worse(rows: list[dict[str, Any]]) -> list[str]:
+    """The accuracies that are lower after training than before it, in words."""
+    if not rows or rows[0].get("epoch") != 0:
+        return []
+    found = []
+    for measure in ACCURACIES:
+        known = [value for row in rows if (value := _number(row.get(measure))) is not None]
+        if len(known) > 1 and known[-1] < known[0]:
+            found.append(f"{title_of(measure)} {known[0]:.1%} → {known[-1]:.1%}")
+    return found
+
+
+def _skipped(name: str) -> list[str]:
+    """The images that could not be read, with the reasons; the first few."""
+    path = Path(f"{name}.skipped.txt")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    more = [f"... and {len(lines) - SHOWN_SKIPPED} more in {path.name}"] if len(lines) > SHOWN_SKIPPED else []
+    return [line.replace("\t", ": ") for line in lines[:SHOWN_SKIPPED]] + more
+
+
 def _charts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Loss against chance level, accuracies, spread, and everything else that was noted."""
 
@@ -217,10 +183,11 @@ def _charts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]  # fmt: skip
     drawn = {line.name for _, lines, _ in groups for line in lines}
     others = [key for key in keys if key.replace("_", " ") not in drawn and key not in NOT_DRAWN]
-    groups += [(key.replace("_", " ").capitalize(), [line(key)], None) for key in others]
+    groups += [(title_of(key), [line(key)], None) for key in others]
+    epochs = [epoch for row in rows if (epoch := _number(row.get("epoch"))) is not None]
     charts = []
     for title, lines, level in groups:
-        svg = line_chart(lines, "epochs", level, "chance level")
+        svg = line_chart(lines, "epochs", level, "chance level", (min(epochs), max(epochs)) if epochs else None)
         if svg:
             charts.append({"title": title, "lines": [line.name for line in lines], "svg": svg})
     return charts
@@ -240,14 +207,10 @@ def _numbers(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
             continue
         cells = {"before": start, "first": values[0] if values else None, "last": values[-1] if values else None}
         found.append(
-            {"name": key.replace("_", " "), "meaning": MEANINGS.get(key, "noted by the algorithm")}
-            | {cell: "" if value is None else _shown(key, value) for cell, value in cells.items()}
+            {"name": key.replace("_", " "), "meaning": meaning(key)}
+            | {cell: "" if value is None else in_words(key, value) for cell, value in cells.items()}
         )
     return found
-
-
-def _shown(key: str, value: float) -> str:
-    return f"{value:.1%}" if key in PERCENT else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _pictures(name: str, start: float) -> tuple[list[dict[str, str]], list[str]]:

@@ -4,13 +4,17 @@ import re
 from datetime import datetime, timedelta
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from superself import RotateNetSupervisor, report
 from superself.reporting.curves import Line, line_chart
-from superself.reporting.page import read_record, repeating_code
+from superself.reporting.page import read_record
+from superself.reporting.repetition import repeating_code
+from superself.training import warmup_cosine
 
 FACTS = {
     "algorithm": "SimCLRSupervisor",
@@ -118,6 +122,37 @@ def test_the_code_runs_the_same_again():
     assert "SimCLRSupervisor(" in code and "    temperature=0.5," in code and "    seed=3," in code
     assert "    optimizer=torch.optim.Adam," in code and "projector" not in code and "resume" not in code
     compile(code, "report", "exec")
+
+
+def test_the_code_of_a_real_run_runs_again(tmp_path, monkeypatch):
+    for i in range(16):
+        Image.fromarray(np.full((20 + i % 3, 24, 3), 10 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    supervisor = RotateNetSupervisor(tmp_path, image_size=16, backbone="resnet9:width=0.25", seed=0)
+    schedule = {"lr_scheduler": warmup_cosine(0.1), "optimizer": torch.optim.AdamW}
+    supervisor.supervise(epochs=1, batch_size=8, name=tmp_path / "run", progress=False, **schedule)
+    facts, rows = read_record(str(tmp_path / "run"))
+    namespace = {}
+    exec(repeating_code(facts), namespace)
+    again = read_record(str(tmp_path / "run"))[1]
+    assert namespace["dataset"] == str(tmp_path) and again[-1]["loss"] == rows[-1]["loss"]
+    assert (tmp_path / "run.1.pt").is_file()
+
+
+def test_features_that_got_worse_are_not_called_fine(tmp_path):
+    rows = [{"epoch": 0, "knn": 0.5}, {"epoch": 1, "knn": 0.4, "loss": 4.5}]
+    page = report(write_run(tmp_path, rows=rows)).read_text()
+    assert "no better than before training: kNN 50.0% → 40.0%" in page and "Nothing looked wrong" not in page
+
+
+def test_unreadable_images_are_listed(tmp_path):
+    (tmp_path / "base.skipped.txt").write_text("a.png\ttruncated\n" * 25)
+    page = report(write_run(tmp_path)).read_text()
+    assert page.count("a.png: truncated") == 20 and "5 more in base.skipped.txt" in page
+
+
+def test_a_constant_small_value_has_an_axis_around_it():
+    svg = line_chart([Line("lr", [(0, 0.001), (1, 0.001)])], "epochs")
+    assert "0.001</text>" in svg and ">0.4</text>" not in svg
 
 
 def test_a_run_without_a_record_is_refused(tmp_path):
