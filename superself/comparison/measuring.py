@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from superself.basics.validate import require_choice, require_fraction
 from superself.data import Images, Preprocessing, Reading
 from superself.evaluation.class_names import renumbered
+from superself.evaluation.classification import Classification
 from superself.evaluation.evaluator import Evaluator
 from superself.evaluation.extraction import Features, classified, features, open_labelled
 from superself.evaluation.fractions import CLASSIFIERS, label_fractions
@@ -123,9 +124,9 @@ def measure(
     asked = classified(Features(asked.features[readable], labels[readable]), "test")
     correct, notes = {}, {"known": known.labels, "asked": asked.labels}
     for name in protocol.how:
-        predictions = _predictions(name, known, asked, protocol, seed, notes)
+        found = _classify(name, known, asked, protocol, seed, notes)
         correct[name] = torch.full((len(readable),), math.nan, dtype=torch.float64)
-        correct[name][readable] = (predictions == asked.labels).double()
+        correct[name][readable] = (found.predictions == found.labels).double()
     values = few_label_accuracies(known, asked, protocol.fractions, seed)
     for evaluator in protocol.evaluators:
         evaluator, subject = copy.copy(evaluator), Subject(backbone, preprocessing, train, seed=seed)
@@ -136,17 +137,17 @@ def measure(
     return Measurement(correct, values, {"parameters": parameters, **(facts or {})}, notes)
 
 
-def _predictions(
+def _classify(
     name: str, known: Features, asked: Features, protocol: Protocol, seed: int, notes: dict[str, Any]
-) -> Tensor:
-    """The class of each test image by one classifier; the C of the linear one is noted."""
+) -> Classification:
+    """What one classifier says about each test image, with classes numbered from 0; the C of the linear one is noted."""
     options: dict[str, Any] = {}
     if name == "knn":
         options = {"k": protocol.k, "temperature": protocol.temperature}
     elif name == "linear":
         options = {"C": choose_regularisation(known, seed)}
         notes["C"] = options["C"]
-    return CLASSIFIERS[name](known, asked, **options).predictions
+    return CLASSIFIERS[name](known, asked, **options)
 
 
 def few_labels_key(fraction: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -237,6 +238,8 @@ def _random_row(
     except ValueError as error:
         return None, f"not measured: {str(error).rstrip('.')}"
     twin, row = subject.with_backbone(network, embed=None, held_out_loss=None), {}
+    panel = copy.copy(panel)  # an evaluator that keeps its last result keeps that of the trained network
+    panel.evaluators = {label: copy.copy(evaluator) for label, evaluator in panel.evaluators.items()}
     for label, evaluator in panel.evaluators.items():
         try:
             evaluator.open(twin)

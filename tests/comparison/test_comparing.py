@@ -8,7 +8,8 @@ from PIL import Image
 from torch import nn
 
 from superself import compare
-from superself.data import Preprocessing, open_images
+from superself.data import Images, Preprocessing, open_images
+from superself.data.sources import TensorSource
 from superself.evaluation import features, knn_accuracy, linear_accuracy
 
 
@@ -151,3 +152,14 @@ def test_images_without_labels_are_an_error(role):
         ValueError, match=rf'{role} has no labels.*"imagefolder:PATH", or a Dataset of \(image, label\)'
     ):
         compare(network(), **data, print=False)
+
+
+@pytest.mark.parametrize("numbers", [(1, 2, 3), (0, 5, 10), (-1, 0, 1)])
+def test_how_classes_are_numbered_does_not_matter(numbers):
+    def renamed(part):
+        return Images(TensorSource(part.source.data, torch.tensor(numbers)[part.labels]))
+
+    train, test = stripes(60, 0), stripes(31, 1)
+    usual = compare(Directions(), train, test, random=network(), k=5, print=False).rows
+    found = compare(Directions(), renamed(train), renamed(test), random=network(), k=5, print=False).rows
+    assert found == usual

@@ -213,3 +213,10 @@ def test_before_training_batch_norms_get_statistics_unless_they_have_some():
     assert before_training(nn.Flatten(), images, preprocessing) is not None
     larger = open_images(tiny_images(4, size=(20, 20)))
     before_training(nn.Sequential(nn.Flatten(), nn.Linear(768, 4), nn.BatchNorm1d(4)), larger, preprocessing)
+
+
+def test_an_evaluator_keeps_the_result_of_the_trained_network():
+    train, test = labelled(24), labelled(20, seed=1)
+    probe = KNN(train, test)
+    rows = simclr().evaluate(evaluators=[probe], seed=2).rows
+    assert probe.result.top1 == rows["trained"]["knn"] != rows["random initialised"]["knn"]
