@@ -131,7 +131,10 @@ class LabelSupervisor(Supervisor):
 
     def _find_classes(self, load: bool) -> None:
         """Takes classes and kind of labels from the data set; ``load`` decodes it where they are only known then."""
-        if not self.has_data or (self.classes is not None and self.multilabel is not None):
+        if not self.has_data:
+            return
+        self._check_names(self.images.classes)
+        if self.classes is not None and self.multilabel is not None:
             return
         images = self.images.load() if load else self.images
         labels = images.targets
@@ -146,6 +149,20 @@ class LabelSupervisor(Supervisor):
         self.multilabel = several if self.multilabel is None else self.multilabel
         if self.classes is None:
             self.classes = list(images.classes) if images.classes else found
+
+    def _check_names(self, names: list[str] | None) -> None:
+        """``classes=`` must fit the names of the data set, which take the place of a number."""
+        if names is None or self.classes is None:
+            return
+        if isinstance(self.classes, int):
+            if self.classes != len(names):
+                raise ValueError(
+                    f"classes={self.classes}, and the data set has the {len(names)} classes {names[:5]}; leave out classes=, or "
+                    "pass the names of all classes."
+                )
+            self.classes = list(names)
+        elif unknown := sorted(set(names) - set(self.classes)):
+            raise ValueError(f"the data set has the classes {unknown}, which are not among classes={self.classes[:5]}.")
 
     def _choose_loss(self) -> None:
         if isinstance(getattr(self, "loss", None), nn.Module):
@@ -188,6 +205,8 @@ class LabelSupervisor(Supervisor):
 
     def _forward(self, data: Batch) -> Tensor:
         _, labels = data
+        if isinstance(self.classes, list) and isinstance(labels, Tensor) and are_classes(labels):
+            labels = renumbered(labels, self.images.classes, self.classes)  # classes= or a loaded run has another order
         (images,) = self.views(data)  # (B, C, H, W)
         if self.freeze:
             with torch.no_grad(), evaluation_mode(self.model.backbone):

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from superself import CombinedNet, LabelSupervisor, RotateNetSupervisor, Supervisor
-from superself.data import Batch, open_images
+from superself.data import Batch, Images, open_images
+from superself.data.sources import TensorSource
 from superself.labels import _hits, multilabel_loss
 from superself.networks.modes import evaluation_mode
 
@@ -230,3 +231,27 @@ def test_images_without_labels_are_refused():
     supervisor = classifier(dataset=tiny_images())
     with pytest.raises(ValueError, match=r"has no targets.*\(image, target\)"):
         supervisor.supervise(epochs=1, batch_size=8, name="run", progress=False)
+
+
+@pytest.mark.parametrize("classes", [None, ["third", "second", "first"], 3])
+def test_class_names_decide_whatever_their_order(classes):
+    images = Images(TensorSource(levels(30), torch.arange(30) % 3, ["first", "second", "third"]))
+    backbone = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    supervisor = LabelSupervisor(dataset=images, backbone=backbone, classes=classes, seed=0)
+    supervisor.supervise(lr=0.1, epochs=30, batch_size=10, name="run", progress=False)
+    few = Images(TensorSource(levels(30)[1::3], torch.zeros(10, dtype=torch.int64), ["second"]))
+    assert supervisor.evaluate(images).top1 == supervisor.accuracy(images) == 1.0
+    assert supervisor.evaluate(few).top1 == 1.0 and set(supervisor.predict(few).names) == {"second"}
+
+
+def test_classes_that_do_not_fit_the_data_set_are_refused():
+    images = Images(TensorSource(levels(6), torch.arange(6) % 2, ["cat", "dog"]))
+    with pytest.raises(ValueError, match="classes=3, and the data set has the 2 classes"):
+        LabelSupervisor(dataset=images, backbone="resnet9:width=0.25", classes=3)
+    with pytest.raises(ValueError, match="'dog'.*not among classes"):
+        LabelSupervisor(dataset=images, backbone="resnet9:width=0.25", classes=["cat", "cow"])
+
+
+def levels(count):
+    """Grey images (N, 3, 8, 8) of three levels in turn."""
+    return (torch.arange(count) % 3 * 100).byte()[:, None, None, None].expand(-1, 3, 8, 8).contiguous()

@@ -10,6 +10,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from superself.evaluation.class_names import are_numbers, renumbered
 from superself.evaluation.extraction import Features, classified
 
 LISTED = 20  # classes in a printed table
@@ -197,7 +198,7 @@ class Task:
 def match_classes(train: Features, test: Features, device: torch.device | None = None, fewest: int = 1) -> Task:
     """Brings labelled features into one numbering of classes; rows of unreadable images are left out.
 
-    Where both sets have class names, test labels are numbered as in the training set. Without names, labels that are not
+    Where sets have class names, test labels are numbered as in the training set, see ``renumbered``. Labels that are not
     0, ..., K - 1 are renumbered in their order and become the names.
 
     Args:
@@ -213,8 +214,8 @@ def match_classes(train: Features, test: Features, device: torch.device | None =
             f"train has features of width {train.features.shape[1]} and test of {test.features.shape[1]}; "
             "compute both with the same backbone."
         )
-    known, asked = train.labels.long(), number_as(test.labels.long(), test.classes, train.classes)
-    classes = train.classes or test.classes
+    known, asked = train.labels.long(), renumbered(test.labels.long(), test.classes, train.classes)
+    classes = train.classes or (None if are_numbers(test.classes) else test.classes)
     if classes is None:
         occurring, places = torch.cat([known, asked]).unique(return_inverse=True)
         if occurring[0] < 0 or occurring[-1] >= len(occurring):  # not 0, ..., K - 1
@@ -240,17 +241,3 @@ def match_classes(train: Features, test: Features, device: torch.device | None =
         )
     x, y = train.features.to(device), test.features.to(device)
     return Task(x, labels.to(device), seen, y, asked, count, classes)
-
-
-def number_as(labels: Tensor, classes: list[str] | None, known: list[str] | None) -> Tensor:
-    """The labels (N,) of images of ``classes``, with each class numbered by its place in ``known``.
-
-    Raises:
-        ValueError: if one of the classes is not known.
-    """
-    if classes is None or known is None or list(classes) == list(known):
-        return labels
-    unknown = sorted(set(classes) - set(known))
-    if unknown:
-        raise ValueError(f"test has the classes {unknown}, which train does not have; give both the same class names.")
-    return torch.tensor([list(known).index(name) for name in classes])[labels]

@@ -10,7 +10,8 @@ from torch import Tensor
 from superself.basics.validate import require_bool, require_choice
 from superself.data import Images
 from superself.data.batch import are_classes
-from superself.evaluation.classification import Classification, number_as
+from superself.evaluation.class_names import renumbered
+from superself.evaluation.classification import Classification
 from superself.evaluation.evaluator import Evaluator
 from superself.evaluation.extraction import Features, features, open_labelled
 from superself.evaluation.subject import Subject
@@ -49,7 +50,7 @@ class LabelledEvaluator(Evaluator):
         """
         self._train = _open_classes(subject, self.train, "train")
         self._test = _open_classes(subject, self.test, "test")
-        number_as(torch.empty(0, dtype=torch.int64), self._test.classes, self._train.classes)
+        renumbered(torch.empty(0, dtype=torch.int64), self._test.classes, self._train.classes)
         self.check(self._train)
 
     def check(self, train: Images) -> None:
