@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -48,6 +50,18 @@ def features_of_batch(backbone: nn.Module, batch: Tensor) -> Tensor:
     no_autocast = torch.autocast(device.type, enabled=False)
     with preserve_random_state(seed=0), torch.no_grad(), evaluation_mode(backbone), no_autocast:
         return pooled_features(backbone, batch.to(device)).float().cpu()
+
+
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values, so that a file with a flipped bit is noticed."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        if not isinstance(tensors[name], Tensor):
+            continue
+        values = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def embedding_checksum(features: Tensor) -> dict[str, Any]:

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from superself.basics.random import preserve_random_state
 from superself.basics.validate import require_fraction, shortened
 from superself.data import Preprocessing
-from superself.exporting.checksum import TOLERANCE, embedding_difference, features_of_batch, preprocessed_batch
+from superself.exporting.checksum import (
+    TOLERANCE,
+    embedding_difference,
+    features_of_batch,
+    preprocessed_batch,
+    tensor_digest,
+)
 from superself.exporting.manifest import KEY, check_manifest, from_text, rebuild
 from superself.exporting.onnx_graph import read_onnx
 from superself.exporting.script import read_torchscript
@@ -77,6 +83,10 @@ def load_backbone(
         network, manifest = graph(path)
     else:
         content, manifest = read_with_manifest(path)
+        if verify and manifest is not None and manifest.get("tensors") not in (None, tensor_digest(content)):
+            raise ValueError(
+                f"{path} is damaged: its tensors are not those that were exported; copy or export it again."
+            )
         network = into if into is not None else _network_for(path, content, manifest, architecture, shape)
         network.loaded_weights = load_matching(network, content, str(path), prefix, share)
     if manifest is not None:
@@ -84,6 +94,8 @@ def load_backbone(
         values = manifest["preprocessing"]
         preprocessing = None if values is None else Preprocessing.from_dict(values)
         complete = graph is not None or not network.loaded_weights.missing
+        if verify and graph is None:
+            _require_shapes(network, content, manifest, path)
         if verify and complete and manifest["checksum"] is not None:
             _verify(network, manifest, preprocessing, path)
         if preprocessing is not None:
@@ -174,6 +186,17 @@ def _network_for(
             f"{path} holds the weights of a custom module, {manifest['arguments']['class']}; make one and pass it as into=."
         )
     return rebuild(manifest["architecture"], manifest["arguments"])
+
+
+def _require_shapes(network: nn.Module, content: Mapping[str, Any], manifest: dict[str, Any], path: Path) -> None:
+    """Refuses a network with a layer, such as the stem, whose values in the file have another shape."""
+    others = [name for name in network.loaded_weights.missing if name in content]
+    if others:
+        raise ValueError(
+            f"{path}: {', '.join(others[:LISTED])} of this {type(network).__name__} would stay random, because the file's values "
+            f"have another shape; pass a network like the exported one ({manifest['description']}), leave out into=, or pass "
+            "verify=False to load the rest."
+        )
 
 
 def _verify(network: nn.Module, manifest: dict[str, Any], preprocessing: Preprocessing | None, path: Path) -> None:

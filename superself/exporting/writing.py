@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from superself.basics.validate import require_choice, shortened
 from superself.data import Preprocessing
+from superself.exporting.checksum import tensor_digest
 from superself.exporting.manifest import KEY, make_manifest, to_text
 from superself.exporting.onnx_graph import write_onnx
 from superself.exporting.recipe import library_recipe
@@ -164,6 +165,7 @@ def _write_state_dict(file: BinaryIO, backbone: nn.Module, manifest: dict[str, A
     """The manifest goes where torch keeps the versions of modules, which ``load_state_dict`` does not take for a weight."""
     state = plain_weights(backbone)
     state._metadata = OrderedDict(getattr(state, "_metadata", {}))
+    manifest["tensors"] = tensor_digest(state)
     state._metadata[KEY] = manifest
     torch.save(state, file)
 
@@ -182,6 +184,7 @@ def _write_safetensors(file: BinaryIO, backbone: nn.Module, manifest: dict[str, 
         raise ValueError(
             f"{others[0]} of {type(backbone).__name__} is not a tensor, and .safetensors holds only tensors; export to .pth."
         )
+    manifest["tensors"] = tensor_digest(state)
     file.write(save(dict(state), {"format": "pt", KEY: to_text(manifest)}))
 
 

@@ -160,3 +160,28 @@ def test_graphs_take_no_module(tiny):
     export_backbone(tiny, "x.ts")
     with pytest.raises(ValueError, match="holds a graph and no weights by name"):
         load_backbone("x.ts", into=TinyBackbone())
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_a_flipped_bit_is_noticed(ending, tmp_path):
+    backbone = build_backbone("resnet9:width=0.25", (3, 16, 16)).eval()
+    path = export_backbone(backbone, tmp_path / f"x.{ending}").path
+    value = backbone.state_dict()
+    name = next(name for name, tensor in value.items() if tensor.numel() > 100)
+    whole = path.read_bytes()
+    at = whole.index(value[name].contiguous().numpy().tobytes()) + 41
+    if ending == "pth":  # whose own sums are of the archive
+        content = torch.load(path, weights_only=True)
+        content[name].view(-1).view(torch.uint8)[41] ^= 64
+        torch.save(content, path)
+    else:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 64]) + whole[at + 1 :])
+    with pytest.raises(ValueError, match="is damaged: its tensors are not those"):
+        load_backbone(path)
+
+
+def test_another_stem_does_not_stay_random(tmp_path):
+    path = export_backbone(build_backbone("resnet18", (3, 32, 32)).eval(), tmp_path / "x.pth").path
+    for shape in ((3, 128, 128), (1, 32, 32)):
+        with pytest.raises(ValueError, match="conv1.weight of this ResNet would stay random"):
+            load_backbone(path, into=build_backbone("resnet18", shape))
