@@ -18,6 +18,7 @@ from superself.reporting.repetition import repeating_code
 from superself.training.files import write_text
 
 SHOWN_SKIPPED = 20
+MAIN = ("Loss", "Accuracy of the features", "Accuracy in the pretext task", "Spread: 1 is uniform, 0 collapsed")
 LARGEST_PICTURE = 4 * 2**20  # bytes of a file that is put into the page
 
 
@@ -189,7 +190,8 @@ def _charts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for title, lines, level in groups:
         svg = line_chart(lines, "epochs", level, "chance level", (min(epochs), max(epochs)) if epochs else None)
         if svg:
-            charts.append({"title": title, "lines": [line.name for line in lines], "svg": svg})
+            main = len(lines) > 1 or level is not None or title in MAIN
+            charts.append({"title": title, "lines": [line.name for line in lines], "svg": svg, "main": main})
     return charts
 
 
