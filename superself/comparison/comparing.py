@@ -43,6 +43,7 @@ def compare(
     budget: Any = None,
     backbone: str | nn.Module = "resnet18",
     settings: dict[str, Any] | None = None,
+    image_size: int | tuple[int, int] | None = None,
     supervised: bool = False,
     finetune: bool = False,
     imagenet: str | Path | nn.Module | None = None,
@@ -78,6 +79,7 @@ def compare(
         budget: of each run that is trained here: minutes, "90s", "2min", "1h", or "5 epochs".
         backbone: of methods that are trained here, unless their arguments name one.
         settings: of ``supervise``; None for batches of 64, lr=1e-3 and "warmup_cosine".
+        image_size: of images of different sizes, for methods that are named and backbones that do not know their own.
         supervised: adds the network trained from random weights with the labels, for the same budget.
         finetune: adds each entry after training with the labels, the backbone at a tenth of the learning rate.
         imagenet: adds the network with weights of this file, normalised as on ImageNet, or this module.
@@ -108,7 +110,7 @@ def compare(
         device,
         progress and print,
     )
-    table = _Table(Splits(train, test), protocol, trainer, seeds, random, supervised, finetune, imagenet)
+    table = _Table(Splits(train, test, image_size), protocol, trainer, seeds, random, supervised, finetune, imagenet)
     complete = True
     try:
         with trainer.folder(), preserve_random_state():

@@ -109,7 +109,7 @@ def _facts_of(entry: Any) -> dict[str, float]:
         return {}
     rows = next((state.get("rows", []) for name, state in states if name == "Record"), [])
     facts = {"images_seen": step * int(batch_size)}
-    seconds = [row.get("seconds") for row in rows]
+    seconds = [row.get("seconds") for row in rows if row.get("epoch") != 0]  # 0: what was measured before training
     if seconds and all(isinstance(value, (int, float)) for value in seconds):
         facts["minutes"] = sum(seconds) / 60
     return facts

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from superself.basics.validate import require_choice, require_fraction
 from superself.data import Images, Preprocessing, Reading
+from superself.data.open import check_size
 from superself.evaluation.class_names import renumbered
 from superself.evaluation.classification import Classification
 from superself.evaluation.evaluator import Evaluator
@@ -26,8 +27,9 @@ from superself.evaluation.twin import random_twin
 class Splits:
     """Training and test images, opened at the size of each backbone; a size is opened once."""
 
-    def __init__(self, train: Any, test: Any) -> None:
+    def __init__(self, train: Any, test: Any, image_size: int | tuple[int, int] | None = None) -> None:
         self.train, self.test = train, test
+        self.image_size = None if image_size is None else check_size("image_size", image_size)
         self._opened: dict[Any, tuple[Images, Images]] = {}
 
     def at(self, preprocessing: Preprocessing | None) -> tuple[Images, Images]:
@@ -36,7 +38,7 @@ class Splits:
         if isinstance(self.train, Images) and isinstance(self.test, Images):
             known = None
         if known not in self._opened:
-            size, reading = known or (None, None)
+            size, reading = known or (self.image_size, None)
             self._opened[known] = tuple(
                 open_labelled(given, size, role, reading)
                 for given, role in ((self.train, "train"), (self.test, "test"))
@@ -49,7 +51,7 @@ class Splits:
             return self.at(preprocessing)[0]
         own = {name: options.get(name) for name in ("norm", "num_channels")}
         reading = Reading.of(**own, single_channel=options.get("single_channel", False))
-        size = options.get("image_size")
+        size = options.get("image_size", self.image_size)
         size = (size, size) if isinstance(size, int) else size
         return open_labelled(self.train, size, "train", reading)
 

@@ -4,9 +4,11 @@ import copy
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from comparable import Channel, Directions, network, stripes, told
+from PIL import Image
 from torch import nn
 
 from superself import CombinedNet, LabelSupervisor, RotateNetSupervisor, compare
@@ -250,3 +252,22 @@ def test_a_label_supervisor_is_an_entry():
     head = nn.Linear(16, 3)
     supervisor = LabelSupervisor(CombinedNet(TinyBackbone(), head), TRAIN)
     assert list(compare([supervisor], TRAIN, TEST, random=network(), **QUIET).rows)[1] == "Label"
+
+
+def test_images_of_different_sizes_are_opened_at_image_size(tmp_path):
+    for part, count in (("train", 12), ("test", 8)):
+        for i in range(count):
+            path = tmp_path / part / "ab"[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((16 + i % 3, 16, 3), 100 * (i % 2) + i, np.uint8)).save(path)
+    train, test = (f"imagefolder:{tmp_path / part}" for part in ("train", "test"))
+    found = compare(["simclr"], train, test, image_size=16, **{**SHORT, "settings": {"batch_size": 6}, "k": 3})
+    assert "simclr" in found.rows
+    with pytest.raises(ValueError, match="image_size"):
+        compare(["simclr"], train, test, **{**SHORT, "k": 3})
+
+
+def test_the_minutes_of_a_run_with_a_probe_are_known():
+    made = RotateNetSupervisor(TRAIN, backbone="resnet9:width=0.1", seed=0)
+    made.supervise(epochs=1, batch_size=20, name="probed", progress=False, probe=(TRAIN, TEST))
+    assert compare(["probed"], TRAIN, TEST, **QUIET).facts["probed"]["minutes"] > 0
