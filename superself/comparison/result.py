@@ -245,7 +245,7 @@ def _in_words(table: dict[str, Row], measures: list[str], best: dict[str, str], 
         unclear = [f"{v.first} ({v.difference})" for v in against_random if v.difference.sign <= 0]
         if unclear:
             named = ", ".join(unclear)
-            lines.append(f"{called}: not better than the random network as far as these images can show: {named}.")
+            lines.append(f"{called}: no significant gain over random weights: {named}.")
         elif against_random:
             lines.append(f"{called}: every entry is better than its random network.")
     return lines + ([_meaning(table, verdicts)] if verdicts else [])
@@ -256,11 +256,11 @@ def _against_random(difference: Difference) -> str:
         return f"training helped ({difference})."
     if difference.sign < 0:
         return f"training did harm ({difference})."
-    return f"no difference that these images can show ({difference})."
+    return f"no significant difference ({difference})."
 
 
 def _ranking(start: str, against_best: list[Verdict]) -> list[str]:
-    groups = {"better": 1, "no difference from it that these images can show": 0, "worse": -1}
+    groups = {"better": 1, "not significantly different": 0, "worse": -1}
     parts = []
     for text, sign in groups.items():
         named = [f"{v.first} ({v.difference})" for v in against_best if v.difference.sign == sign]

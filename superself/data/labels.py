@@ -230,7 +230,7 @@ def _label_column(table: _Table, header: list[str], images: int, source: Labelle
         return _column(source.label_column, table, "label_column")
     others = [number for number in range(len(header)) if number != images]
     if table.name == "the DataFrame":
-        others = [number for number in others if number != 0]  # the index is no label unless it is asked for
+        others = [number for number in others if number != 0]  # the index is not a label unless it is asked for
     called = [number for name in LABEL_COLUMNS for number in others if header[number].lower() == name]
     if len(others) != 1 and not called:
         raise ValueError(

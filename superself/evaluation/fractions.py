@@ -144,7 +144,7 @@ def label_fractions(
         rows.append(FractionRow(name, key, len(places), tuple(accuracies)))
     called = how if isinstance(how, str) else getattr(how, "__name__", type(how).__name__)
     protocol = (
-        f"{called}, {len(test)} test images, the training images drawn {repeats} times (seed {seed}): of each class its "
+        f"{called}, {len(test)} test images, parts of the training images drawn {repeats} times (seed {seed}): of each class its "
         "fraction, but at least one image."
     )
     return FractionTable(tuple(rows), protocol)
@@ -196,7 +196,7 @@ def _classify(
     if callable(how):
         return how(train, test)
     options: dict[str, Any] = {"device": device}
-    if how in ("linear", "svm", "ridge"):
+    if how in ("linear", "svm", "ridge") and len(train) < len(everything):
         options["population"] = everything
     if how == "knn":
         options["k"] = min(20, len(train))

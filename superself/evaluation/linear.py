@@ -86,7 +86,7 @@ def choose_strength(
     if not chosen.any():
         raise ValueError(
             f"the {len(chosen)} training images are all of different classes, so none can be held out to choose C; "
-            "give at least two images of a class, or pass C to linear_accuracy()."
+            "give at least two images of a class, or pass C=."
         )
     problem = LinearProblem(features[~chosen], labels[~chosen], loss, population)
     held_out, truth = features[chosen], labels[chosen]

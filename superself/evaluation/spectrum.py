@@ -62,7 +62,7 @@ def alpha_req(features: Tensor, ranks: tuple[int, int] = ALPHA_REQ_RANKS) -> flo
     Shape:
         features (N, D) -> number; NaN if a feature is not finite, or fewer than 4 of these eigenvalues are positive.
     Raises:
-        ValueError: if ``ranks`` is no range of at least 4 positive integers.
+        ValueError: if ``ranks`` is not a range of at least 4 positive integers.
     """
     first, last = ranks
     require_count("the first of ranks", first, "is the place of an eigenvalue, from 1")

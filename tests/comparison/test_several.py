@@ -94,10 +94,10 @@ def test_the_best_and_what_is_no_different_from_it_are_named():
     # 45 images are right with the best alone: sqrt(45 + 1 - 45^2 / 102) / 102 = 0.05013, by 1.9837: 9.9 points
     line = next(line for line in found.text.splitlines() if line.startswith("kNN: the best"))
     assert line == (
-        "kNN: the best entry is best; no difference from it that these images can show: good (-1.0 ± 2.7 points); "
+        "kNN: the best entry is best; not significantly different: good (-1.0 ± 2.7 points); "
         "worse: poor (-45.0 ± 9.9 points)."
     )
-    assert "not better than the random network as far as these images can show: poor (+0.0 ± " in found.text
+    assert "no significant gain over random weights: poor (+0.0 ± " in found.text
     assert json.loads(json.dumps(found.to_dict()))["rows"][1]["name"] == "poor"
     assert [row["knn"] for row in found.to_dict()["rows"]] == pytest.approx([0.5, 0.5, 0.94, 0.95])
 

@@ -108,3 +108,13 @@ def test_an_unknown_row_is_named_with_those_there_are():
     table = label_fractions(blobs(8), blobs(8), (1.0,), how="centroid")
     with pytest.raises(KeyError, match="no row '5%'; the rows are 100%"):
         table["5%"]
+
+
+def test_all_labels_give_what_the_plain_classifier_gives():
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.arange(90) % 3
+    rows = torch.randn(90, 20, generator=generator) + torch.nn.functional.one_hot(labels, 20) * 0.8
+    rows[:, 5:] *= torch.logspace(-3, 2, 15)
+    train, test = Features(rows[:60], labels[:60]), Features(rows[60:], labels[60:])
+    table = label_fractions(train, test, fractions=(0.5, 1.0), repeats=2)
+    assert table["100%"].accuracies == (linear_classification(train, test).top1,)
