@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from superself.basics.validate import require_choice
 from superself.data.wording import describe_error, printable
 
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "y")  # which of several columns holds the labels
+MISSING = ("", "NaN", "nan", "N/A", "NA")  # texts that stand for no label
+WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")  # as str() writes them: "01" and "1_0" are names
+DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)?(\.[0-9]*)?(?<=[0-9.])([eE][-+]?[0-9]+)?")
 LISTED = 5  # names in a message
 
 
@@ -100,11 +104,10 @@ def number_labels(labels: Sequence[Any]) -> tuple[list[Any], list[str] | None]:
         whole = all(float(label).is_integer() for label in labels)  # pandas makes floats of a column with gaps
         return [int(label) if whole else float(label) for label in labels], None
     names = [str(label) for label in labels]
-    for kind in (int, float):
-        try:
-            return [kind(name) for name in names], None
-        except ValueError:
-            continue
+    if all(WHOLE.fullmatch(name) for name in names):
+        return [int(name) for name in names], None
+    if all(DECIMAL.fullmatch(name) for name in names):
+        return [float(name) for name in names], None
     classes = sorted(set(names))
     numbers = {name: number for number, name in enumerate(classes)}
     return [numbers[name] for name in names], [printable(name) for name in classes]
@@ -164,11 +167,14 @@ def _read_csv(path: Path) -> _Table:
         ) from error
     first = text.partition("\n")[0]
     delimiter = max("\t;,|", key=first.count) if any(mark in first for mark in "\t;,|") else ","
-    rows = [
-        [cell.strip() for cell in row]
-        for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-        if any(cell.strip() for cell in row)
-    ]
+    try:
+        rows = [
+            [cell.strip() for cell in row]
+            for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+            if any(cell.strip() for cell in row)
+        ]
+    except csv.Error as error:
+        raise ValueError(f"{printable(str(path))} is not a table ({error}); save it as CSV.") from error
     if not rows:
         raise ValueError(f"{printable(str(path))} is empty; write one line per image: its file name and its label.")
     uneven = [number for number, row in enumerate(rows, 1) if len(row) != len(rows[0])]
@@ -275,7 +281,7 @@ class _FileIndex:
 
     def find(self, name: Any) -> list[int]:
         """The places of the files that a name fits best; none if it fits no file."""
-        if _is_missing(name):
+        if name is None or name == "" or (isinstance(name, float) and math.isnan(name)):  # a file may be called NA
             return []
         text = str(name)
         for form in (text, text.replace("\\", "/").removeprefix("./"), os.path.abspath(os.path.expanduser(text))):
@@ -291,7 +297,11 @@ class _FileIndex:
 
 
 def _is_missing(label: Any) -> bool:
-    return label is None or label == "" or (isinstance(label, float) and math.isnan(label))
+    return (
+        label is None
+        or (isinstance(label, str) and label in MISSING)
+        or (isinstance(label, float) and math.isnan(label))
+    )
 
 
 def _listed(names: Any) -> str:

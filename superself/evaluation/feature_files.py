@@ -78,12 +78,18 @@ def read_features(path: str | Path) -> Features:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it has no features.
+        ValueError: if it has no features, or is damaged.
     """
     path = check_features_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; pass the path that was given to embed().")
-    values, paths, labels = {".npz": _read_npz, ".parquet": _read_parquet, ".csv": _read_csv}[path.suffix.lower()](path)
+    read = {".npz": _read_npz, ".parquet": _read_parquet, ".csv": _read_csv}[path.suffix.lower()]
+    try:
+        values, paths, labels = read(path)
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # zipfile, NumPy, pyarrow and csv have errors of many kinds
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}); write it again.") from error
     if values is None or values.ndim != 2:
         raise ValueError(
             f"{path} holds no features; it needs an array features (N, D) (.npz), or columns f0, f1, ... (.parquet, .csv)."

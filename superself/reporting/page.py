@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import base64
-import csv
 import math
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from superself.reporting.curves import Line, line_chart
 from superself.reporting.measures import ACCURACIES, HIDDEN, NOT_DRAWN, PRETEXT, in_words, meaning, title_of
 from superself.reporting.repetition import repeating_code
+from superself.reporting.stored_run import read_facts, read_rows
 from superself.training.files import write_text
 
 SHOWN_SKIPPED = 20
@@ -37,7 +35,7 @@ def report(name: str | Path, path: str | Path | None = None, tables: Mapping[str
         The path of the file.
     Raises:
         FileNotFoundError: if there is no NAME.yaml.
-        ValueError: if it is not the record of a run.
+        ValueError: if it is not the record of a run, or the record is damaged.
     """
     name = str(name).removesuffix(".pt")
     facts, rows = read_record(name)
@@ -78,16 +76,13 @@ def read_record(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             f"there is no {yaml_path}, so {name!r} is not a run, or its record was lost; pass the name that was given to "
             "supervise(name=...)."
         )
-    try:
-        facts = yaml.safe_load(yaml_path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{yaml_path} is damaged: {' '.join(str(error).split())}.") from error
+    facts = read_facts(yaml_path, yaml_path.read_text(encoding="utf-8", errors="replace"))
     if not isinstance(facts, dict) or "algorithm" not in facts:
         raise ValueError(f"{yaml_path} is not the record of a run; it has no algorithm.")
-    rows = []
-    if csv_path.is_file():
-        with csv_path.open(newline="", encoding="utf-8") as file:
-            rows = [{key: _value(text) for key, text in row.items() if key} for row in csv.DictReader(file)]
+    for key, kind in (("warnings", list), ("versions", dict), ("settings", dict), ("arguments", dict)):
+        if not isinstance(facts.get(key), (kind, type(None))):
+            raise ValueError(f"{yaml_path} is damaged: {key} is a {type(facts[key]).__name__}, not a {kind.__name__}.")
+    rows = read_rows(csv_path)
     for row in rows:
         for kind in ("feature", "embedding"):
             std, uniform = _number(row.get(f"{kind}_std")), _number(row.get(f"{kind}_std_uniform"))
@@ -233,16 +228,6 @@ def _pictures(name: str, start: float) -> tuple[list[dict[str, str]], list[str]]
         data = base64.b64encode(path.read_bytes()).decode()
         pictures.append({"title": title, "source": f"data:image/png;base64,{data}"})
     return pictures, left_out
-
-
-def _value(text: str | None) -> Any:
-    """A number where the cell holds one, None where it is empty."""
-    if text is None or text == "":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _number(value: Any) -> float | None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FRACTIONS = ("knn", "linear", "svm", "ridge", "centroid", "rotation")
 OTHERS = ("held_out_loss", "rankme", "alpha_req", "lidar", "alignment", "uniformity")
 MOST_MEASURES = 4
+TRACKERS = ("mlartifacts", "mlflow", "mlruns", "tensorboard", "wandb")  # their folders hold copies of records
 
 
 def runs(folder: str | Path = "store", recursive: bool = True) -> Runs:
@@ -33,7 +34,7 @@ def runs(folder: str | Path = "store", recursive: bool = True) -> Runs:
 
     Args:
         folder: where runs are stored.
-        recursive: also look in the folders inside it, except hidden ones.
+        recursive: also look in the folders inside it, except hidden ones and those of trackers (mlflow, tensorboard, wandb).
     Raises:
         FileNotFoundError: if there is no such folder.
     """
@@ -59,7 +60,7 @@ def runs(folder: str | Path = "store", recursive: bool = True) -> Runs:
 
 def _yaml_files(folder: Path, recursive: bool) -> Iterator[Path]:
     for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
+        folders[:] = sorted(n for n in folders if n[0] != "." and n not in TRACKERS) if recursive else []
         yield from (Path(place, name) for name in sorted(files) if name.endswith(".yaml") and not name.startswith("."))
 
 

@@ -29,6 +29,8 @@ COLUMNS = (
 )
 OWN_MODULES = "superself.algorithms."  # whose files have the registered names
 LARGEST_YAML = 2**20  # bytes; larger files are not of a run
+DEEPEST_YAML = 50  # levels; a record has about five
+LARGEST_EPOCH = 2**53
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # several times as fast
 
 
@@ -162,31 +164,58 @@ def read_run(path: Path) -> StoredRun | None:
     text = path.read_text(encoding="utf-8", errors="replace")
     if not re.search(r"^algorithm:", text, re.MULTILINE):
         return None
-    try:
-        facts = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"not valid YAML ({getattr(error, 'problem', None) or error})") from error
+    facts = read_facts(path, text)
     if not isinstance(facts, dict) or not isinstance(facts.get("algorithm"), str):
         raise ValueError("names no algorithm")
-    return StoredRun(str(path.with_suffix("")), facts, _read_rows(path.with_suffix(".csv")))
+    return StoredRun(str(path.with_suffix("")), facts, read_rows(path.with_suffix(".csv")))
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of NAME.csv; none if there is no such file yet."""
+def read_facts(path: Path, text: str) -> Any:
+    """What the text of a NAME.yaml holds; aliases and deep nesting, which can exhaust the memory, are refused.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    depth = 0
+    try:
+        for event in yaml.parse(text, _Loader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it has an alias, and records of runs have none")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST_YAML:
+                raise ValueError(f"it is nested more than {DEEPEST_YAML} deep")
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is damaged: not valid YAML ({getattr(error, 'problem', None) or error}).") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of NAME.csv with numbers as numbers and empty cells as None; none if there is no such file yet.
+
+    Raises:
+        ValueError: if it is not a table, or an epoch in it is not a finite number.
+    """
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         try:
             rows = list(csv.DictReader(file))
         except csv.Error as error:
-            raise ValueError(f"{path.name} is not a table ({error})") from error
-    return [{name: _value(cell) for name, cell in row.items() if name is not None} for row in rows]
+            raise ValueError(f"{path} is damaged: not a table ({error}).") from error
+    found = [{name: _value(cell) for name, cell in row.items() if name} for row in rows]
+    for row in found:
+        epoch = row.get("epoch")
+        if epoch is not None and not (isinstance(epoch, (int, float)) and 0 <= epoch <= LARGEST_EPOCH):
+            raise ValueError(f"{path} is damaged: it has the epoch {str(epoch)[:40]!r}.")
+    return found
 
 
 def _value(cell: str | None) -> Any:
     if not cell:
         return None
     try:
-        return int(cell) if cell.isdecimal() else float(cell)
+        return int(cell) if cell.isdecimal() and len(cell) < 16 else float(cell)
     except ValueError:
         return cell

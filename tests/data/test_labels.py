@@ -195,6 +195,8 @@ def test_a_wrong_number_or_kind_of_labels_is_explained(folder):
         (["10", "2", "10"], ([10, 2, 10], None)),
         ([True, False], ([1, 0], None)),
         (["0.5", "2"], ([0.5, 2.0], None)),
+        (["01", "1"], ([0, 1], ["01", "1"])),
+        (["1_0", "10"], ([1, 0], ["10", "1_0"])),
         (["b", "10", "b"], ([1, 0, 1], ["10", "b"])),
     ],
 )
@@ -204,3 +206,15 @@ def test_numbers_stay_and_words_become_classes(labels, expected):
 
 def test_the_image_size_is_chosen_when_the_data_set_is_opened(folder):
     assert open_images(Labelled(folder, EXPECTED), image_size=2).shape == (1, 2, 2)
+
+
+@pytest.mark.parametrize("missing", ["NaN", "nan", "N/A", "NA", ""])
+def test_texts_for_a_missing_label_are_no_class(folder, missing):
+    labels = {"a.png": "3", "b.png": missing, "sub/a.png": "5", "sub/c.png": "3"}
+    assert found(folder, labels, unlabelled="omit") == {"a.png": 3, "sub/a.png": 5, "sub/c.png": 3}
+
+
+def test_a_csv_file_that_cannot_be_parsed_is_named(folder):
+    path = table(folder, "file,label\na.png," + "x" * 200_000)
+    with pytest.raises(ValueError, match=r"labels\.csv is not a table"):
+        found(folder, path)

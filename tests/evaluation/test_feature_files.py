@@ -133,3 +133,10 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(ImportError, match=r'pip install "superself\[tables\]", or write .npz or .csv'):
         write_features(some(), tmp_path / "x.parquet")
+
+
+def test_damaged_files_are_named(tmp_path, ending):
+    path = tmp_path / f"x{ending}"
+    path.write_bytes(b"path,f0,f1\na,1\n" if ending == ".csv" else b"PK\x03\x04 torn")
+    with pytest.raises(ValueError, match=r"x\.\w+ cannot be read"):
+        read_features(path)

@@ -198,3 +198,17 @@ def test_lines_share_a_scale_and_the_level_is_drawn():
 def test_one_point_is_a_dot_and_no_point_no_chart():
     assert "<circle" in line_chart([Line("a", [(1, 2.0)])], "epochs")
     assert line_chart([Line("a", [])], "epochs") == ""
+
+
+@pytest.mark.parametrize("text", [b"epoch\nabc\n", b"epoch\ninf\n", b'epoch\n"' + b"x" * 200_000 + b'"\n'])
+def test_a_damaged_table_is_named(tmp_path, text):
+    write_run(tmp_path)
+    (tmp_path / "base.csv").write_bytes(text)
+    with pytest.raises(ValueError, match=r"base\.csv is damaged"):
+        report(tmp_path / "base")
+
+
+def test_a_record_with_values_of_other_kinds_is_named(tmp_path):
+    write_run(tmp_path, {**FACTS, "warnings": 5})
+    with pytest.raises(ValueError, match=r"base\.yaml is damaged: warnings"):
+        report(tmp_path / "base")

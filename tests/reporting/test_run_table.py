@@ -189,7 +189,7 @@ def test_damaged_and_foreign_files_are_passed_over_and_counted(store):
     (store / "nobody.yaml").write_text("algorithm: [1]\n")
     (store / "folder.yaml").mkdir()
     table = runs(store)
-    assert len(table) == 2 and table.others == 3
+    assert len(table) == 2 and table.others == 2  # not that in mlflow
     assert {Path(path).name for path in table.broken} == {"torn.yaml", "nobody.yaml"}
     lines = str(table).splitlines()
     assert lines[-1] == "3 other .yaml files passed over" and lines[-2].startswith(
@@ -246,3 +246,30 @@ def test_empty_and_missing_folders(tmp_path):
     assert str(runs(tmp_path)) == f"0 runs in {tmp_path}" and len(runs(tmp_path).sort("knn").where(knn=1)) == 0
     with pytest.raises(FileNotFoundError, match="there is no folder 'nowhere'; pass the one that supervise"):
         superself.runs("nowhere")
+
+
+def test_copies_in_the_folders_of_trackers_are_not_listed_twice(store):
+    for place in ("mlflow/artifacts/1", "copies"):
+        (store / place).mkdir(parents=True)
+        shutil.copy(store / "rotate.yaml", store / place)
+    assert sorted(str(Path(run.name).relative_to(store)) for run in runs(store)) == [
+        "copies/rotate",
+        "later/sim",
+        "rotate",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &a [1]\nb: [*a, *a]", "a: &a [*a]", "a: " + "[" * 900 + "]" * 900], ids=["alias", "cycle", "deep"]
+)
+def test_a_record_that_could_exhaust_the_memory_is_named(store, text):
+    (store / "bad.yaml").write_text(f"algorithm: X\n{text}\n")
+    table = runs(store)
+    assert len(table) == 2 and list(table.broken) == [str(store / "bad.yaml")] and "not read" in str(table)
+
+
+@pytest.mark.parametrize("epoch", ["inf", "nan", "abc"])
+def test_a_run_with_an_impossible_epoch_is_named(store, epoch):
+    copy_run(store, "bad", [{"epoch": epoch, "loss": 1}])
+    table = runs(store)
+    assert "bad.csv is damaged" in str(table) and len(table) == 2
