@@ -96,12 +96,17 @@ class EvaluationTracker(Tracker):
 
     def end(self, state: str) -> None:
         """Prints what has changed since before training."""
-        mains = [name for names in self.panel.names.values() for name in names[:1] if name in self._last]
+        mains = [
+            name
+            for names in self.panel.names.values()
+            for name in names[:1]
+            if name in self._last and name in self.initial
+        ]
         if state != "finished" or not mains:
             return
         parts = []
         for name in mains:
-            since = f" since epoch {self.since[name]}" if self.since[name] else ""
+            since = f" since epoch {self.since[name]}" if self.since.get(name) else ""
             gain = in_units(name, self._last[name] - self.initial[name], signed=True)
             parts.append(f"{display_name(name)} {in_units(name, self._last[name])} ({gain}{since})")
         self.run.print(f"after training: {', '.join(parts)}")

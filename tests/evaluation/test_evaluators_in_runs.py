@@ -340,3 +340,15 @@ def test_the_best_is_chosen_by_a_main_value_with_a_direction(name):
         simclr().supervise(epochs=1, evaluators=evaluators, keep_best=name, **SHORT)
     with pytest.raises(ValueError, match="adding evaluators= or probe="):
         simclr().supervise(epochs=1, keep_best=name, **SHORT)
+
+
+def test_a_value_that_is_new_in_the_last_epoch_has_no_gain():
+    class Changing(Evaluator):
+        name = "changing"
+
+        def evaluate(self, subject):
+            self.calls = getattr(self, "calls", 0) + 1
+            return {f"e{self.calls}": 1.0}
+
+    simclr().supervise(epochs=2, evaluators=[Changing()], **SHORT)
+    assert os.path.exists("run.pt")
