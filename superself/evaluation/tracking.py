@@ -56,12 +56,8 @@ class EvaluationTracker(Tracker):
             values = self.panel.measure(self._first_subject(), new) if new else {}
         self.subject.forget()
         _check_names(values)
-        self.names |= self.panel.names
-        self.initial |= values
-        self.since |= dict.fromkeys(values, self.run.epoch)
+        self._note_new(values, self.run.epoch)
         self._check_best(settings.keep_best)
-        self.run.main_values = [name for names in self.panel.names.values() for name in names[:1]]
-        self.run.detailed_values = {name for names in self.panel.names.values() for name in names[1:]}
         if self.run.step == 0 and values:
             self.run.initial_row = {"epoch": 0, **values, **self.run.initial_features}
         elif self.best.get("epoch") == self.run.epoch and self.run.step == self.run.epoch_began:
@@ -81,6 +77,7 @@ class EvaluationTracker(Tracker):
                 values |= self._values(label, epoch)
         self.subject.forget()
         self._last = values
+        self._note_new(values, epoch)
         self._compare_with_best(values, epoch)
         return values
 
@@ -96,19 +93,16 @@ class EvaluationTracker(Tracker):
 
     def end(self, state: str) -> None:
         """Prints what has changed since before training."""
-        mains = [
-            name
-            for names in self.panel.names.values()
-            for name in names[:1]
-            if name in self._last and name in self.initial
-        ]
+        mains = [name for names in self.panel.names.values() for name in names[:1] if name in self._last]
         if state != "finished" or not mains:
             return
         parts = []
         for name in mains:
-            since = f" since epoch {self.since[name]}" if self.since.get(name) else ""
-            gain = in_units(name, self._last[name] - self.initial[name], signed=True)
-            parts.append(f"{display_name(name)} {in_units(name, self._last[name])} ({gain}{since})")
+            text = f"{display_name(name)} {in_units(name, self._last[name])}"
+            if self.since[name] < self.run.epoch and not math.isnan(self.initial[name]):
+                since = f" since epoch {self.since[name]}" if self.since[name] else ""
+                text += f" ({in_units(name, self._last[name] - self.initial[name], signed=True)}{since})"
+            parts.append(text)
         self.run.print(f"after training: {', '.join(parts)}")
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,6 +114,15 @@ class EvaluationTracker(Tracker):
         """Continues from ``state_dict``."""
         for name, value in state.items():
             setattr(self, name, value)
+
+    def _note_new(self, values: dict[str, float], epoch: int) -> None:
+        """Keeps the first value of every name, and which names each evaluator has: an evaluator may add some later."""
+        self.names |= self.panel.names
+        for name, value in values.items():
+            self.initial.setdefault(name, value)
+            self.since.setdefault(name, epoch)
+        self.run.main_values = [name for names in self.panel.names.values() for name in names[:1]]
+        self.run.detailed_values = {name for names in self.panel.names.values() for name in names[1:]}
 
     def _first_subject(self) -> Subject:
         """The subject before training, with the statistics of training images where batch norms have none."""

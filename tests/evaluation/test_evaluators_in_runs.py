@@ -304,6 +304,20 @@ def test_notes_are_kept_in_record_checkpoint_and_trackers_also_after_resuming():
         simclr().supervise(notes=3, **SHORT)
 
 
+def test_a_main_value_that_is_new_in_a_later_epoch_has_a_gain_since_then(capsys):
+    class Renames(Scripted):
+        def evaluate(self, subject):
+            self.calls += 1
+            return {f"e{min(self.calls, self.last)}": float(self.calls)}
+
+    for last, shown in ((4, "after training: e4 4"), (3, "after training: e3 4 (+1 since epoch 2)")):
+        evaluator = Renames()
+        evaluator.last = last
+        simclr().supervise(epochs=3, overwrite=True, evaluators=[evaluator], **SHORT | {"progress": True})
+        assert shown in capsys.readouterr().out.splitlines()
+    assert column("e3") == ["", "", "3.0", "4.0"]
+
+
 # ---- the best checkpoint ---------------------------------------------------------------------------------------------
 
 
