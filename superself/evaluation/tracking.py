@@ -36,7 +36,8 @@ class EvaluationTracker(Tracker):
         self.initial: dict[str, float] = {}  # the first value of each name
         self.since: dict[str, int] = {}  # after how many epochs the first value was measured
         self.names: dict[str, list[str]] = {}  # of each evaluator's values, by its label
-        self.best: dict[str, float] = {}  # "epoch" and "value" of the best checkpoint
+        self.best: dict[str, Any] = {}  # "name", "epoch" and "value" of NAME.best.pt
+        self.better: dict[str, Any] = {}  # of an epoch that is better, until its checkpoint is copied
         self.failed: list[str] = []  # labels of the evaluators that were reported
         self._last: dict[str, float] = {}
         self._figures: list[tuple[str, Any]] = []
@@ -60,8 +61,8 @@ class EvaluationTracker(Tracker):
         self._check_best(settings.keep_best)
         if self.run.step == 0 and values:
             self.run.initial_row = {"epoch": 0, **values, **self.run.initial_features}
-        elif self.best.get("epoch") == self.run.epoch and self.run.step == self.run.epoch_began:
-            self._keep_best()  # in case the run was killed before it could
+        elif self.better.get("epoch") == self.run.epoch and self.run.step == self.run.epoch_began:
+            self._keep_best()  # the file was stored before its copy
 
     def measure(self, row: dict[str, Any]) -> dict[str, float]:
         """The values that are due after this epoch."""
@@ -88,8 +89,12 @@ class EvaluationTracker(Tracker):
         for name, path in self._figures:
             self.run.figure(name, path)
         self._warnings, self._figures = [], []
-        if self.best.get("epoch") == row["epoch"] and self.run.saved_step == self.run.step:
+        if self.better.get("epoch") != row["epoch"]:
+            return
+        if self.run.saved_step == self.run.step:
             self._keep_best()
+        else:
+            self._warn_lost("its checkpoint could not be saved")
 
     def end(self, state: str) -> None:
         """Prints what has changed since before training."""
@@ -107,7 +112,7 @@ class EvaluationTracker(Tracker):
 
     def state_dict(self) -> dict[str, Any]:
         """The first values, the names of the values, the best epoch, and what has been reported."""
-        kept = ("initial", "since", "names", "best", "failed")
+        kept = ("initial", "since", "names", "best", "better", "failed")
         return {name: type(getattr(self, name))(getattr(self, name)) for name in kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -171,19 +176,30 @@ class EvaluationTracker(Tracker):
         self._sign = 1 if directions[name] else -1
         if self.best.get("name") != name:
             self.best = {}
+        if self.better.get("name") != name:
+            self.better = {}
 
     def _compare_with_best(self, values: dict[str, float], epoch: int) -> None:
         name = self.run.settings.keep_best
         value = values.get(name, math.nan)
         if math.isfinite(value) and (not self.best or self._sign * (value - self.best["value"]) > 0):
-            self.best = {"name": name, "epoch": epoch, "value": value}
+            self.better = {"name": name, "epoch": epoch, "value": value}
 
     def _keep_best(self) -> None:
-        """Copies NAME.pt to NAME.best.pt."""
+        """Copies NAME.pt to NAME.best.pt; an epoch that cannot be copied is not the best, so that a later one can be."""
         try:
             copy_completely(run_path(self.run.name, ".pt"), run_path(self.run.name, ".best.pt"))
         except OSError as error:
-            self.run.warn(f"The best checkpoint could not be kept ({error.strerror or error}); training continues.")
+            self._warn_lost(str(error.strerror or error))
+        else:
+            self.best, self.better = self.better, {}
+
+    def _warn_lost(self, reason: str) -> None:
+        epoch, self.better = self.better["epoch"], {}
+        self.run.warn(
+            f"Epoch {epoch} is the best so far by {self.run.settings.keep_best}, but it could not be kept as the best "
+            f"checkpoint ({reason}); free some space, training continues."
+        )
 
 
 class _Probe(KNN):

@@ -1,6 +1,8 @@
 """supervise(evaluators=..., probe=..., testdata=..., notes=..., keep_best=...)."""
 
 import csv
+import errno
+import importlib
 import math
 import os
 from pathlib import Path
@@ -18,6 +20,7 @@ from superself.training import read_checkpoint
 
 from cases import TinyBackbone, tiny_images
 
+TRACKING = "superself.evaluation.tracking"
 SHORT = {"batch_size": 8, "name": "run", "progress": False, "precision": "32-true"}
 
 
@@ -345,6 +348,32 @@ def test_a_resumed_run_remembers_the_best_epoch():
     assert read_checkpoint("run.best")["epoch"] == 1
     simclr().supervise(epochs=4, evaluators=[Scripted([6.0])], **options)
     assert read_checkpoint("run.best")["epoch"] == 4
+
+
+@pytest.mark.parametrize("place", ["superself.training.run.write_checkpoint", TRACKING + ".copy_completely"])
+def test_an_epoch_that_a_full_disk_did_not_keep_is_not_the_best(place, monkeypatch):
+    module, name = place.rsplit(".", 1)
+    write, seen, calls = getattr(importlib.import_module(module), name), Sees(), []
+
+    def full_at_first(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*arguments)
+
+    monkeypatch.setattr(place, full_at_first)
+    evaluator = Scripted([0.0, 9.0, 5.0, 4.0])
+    simclr().supervise(epochs=3, evaluators=[evaluator], keep_best="scripted", trackers=[seen], **SHORT)
+    assert read_checkpoint("run.best")["epoch"] == 2
+    assert [text[:37] for text in seen.warned if "best" in text] == ["Epoch 1 is the best so far by scripte"]
+
+
+def test_a_run_that_was_killed_before_it_kept_the_best_keeps_it_when_it_goes_on():
+    options = {"keep_best": "scripted", **SHORT}
+    simclr().supervise(epochs=1, evaluators=[Scripted([0.0, 5.0])], **options)
+    os.unlink("run.best.pt")  # NAME.pt is as it was before the copy
+    simclr().supervise(epochs=2, resume=True, evaluators=[Scripted([1.0])], **options)
+    assert read_checkpoint("run.best")["epoch"] == 1
 
 
 @pytest.mark.parametrize("name", ["scripted_detail", "neither", "knn"])

@@ -193,7 +193,7 @@ def test_damaged_and_foreign_files_are_passed_over_and_counted(store):
     assert {Path(path).name for path in table.broken} == {"torn.yaml", "nobody.yaml"}
     lines = str(table).splitlines()
     assert lines[-1] == "2 other .yaml files passed over" and lines[-2].startswith(
-        f"not read: {store}/torn.yaml: not valid YAML"
+        f"not read: {store}/torn.yaml: {store}/torn.yaml is damaged: not valid YAML"
     )
 
 
