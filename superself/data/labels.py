@@ -22,6 +22,7 @@ LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "y")  # which
 MISSING = ("", "NaN", "nan", "N/A", "NA")  # texts that stand for no label
 WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")  # as str() writes them: "01" and "1_0" are names
 DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)?(\.[0-9]*)?(?<=[0-9.])([eE][-+]?[0-9]+)?")
+LONG = re.compile(r"[-+]?[0-9]{16,}")  # more digits than a float keeps: a name
 LISTED = 5  # names in a message
 
 
@@ -106,7 +107,7 @@ def number_labels(labels: Sequence[Any]) -> tuple[list[Any], list[str] | None]:
     names = [str(label) for label in labels]
     if all(WHOLE.fullmatch(name) for name in names):
         return [int(name) for name in names], None
-    if all(DECIMAL.fullmatch(name) for name in names):
+    if all(DECIMAL.fullmatch(name) and not LONG.fullmatch(name) for name in names):
         return [float(name) for name in names], None
     classes = sorted(set(names))
     numbers = {name: number for number, name in enumerate(classes)}

@@ -218,3 +218,9 @@ def test_a_csv_file_that_cannot_be_parsed_is_named(folder):
     path = table(folder, "file,label\na.png," + "x" * 200_000)
     with pytest.raises(ValueError, match=r"labels\.csv is not a table"):
         found(folder, path)
+
+
+def test_integers_that_no_number_keeps_are_names():
+    names = ["1234567890123456789", "1234567890123456788"]
+    numbers, classes = number_labels(names)
+    assert numbers == [1, 0] and classes == sorted(names)
