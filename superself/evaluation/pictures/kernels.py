@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from superself.basics.drawing import HEADING, MARGIN, TRAINED, UNTRAINED, Sheet, heading_height, line_height
 from superself.basics.random import preserve_random_state
@@ -26,28 +27,58 @@ def show_kernels(
 ) -> Path:
     """Writes a PNG with the kernels of the first convolution, next to those of the network with random weights.
 
+    The random weights are drawn from ``seed``. Where they turn out to be those that training started from, because a run had
+    the same seed, the caption says "initial weights". If the shapes agree, the caption has the relative change of all kernels
+    W from those they are compared with, V: the norm of W - V divided by the norm of V. It is about 140 % for unrelated weights
+    of the same scale.
+
     Kernels over three channels are shown in colour, others with a grey picture for each of up to 8 channels. Each is scaled
     by its largest weight, so that mid-grey is a weight of 0.
 
     Args:
         backbone: any network with a convolution; the first one is shown, of a vision transformer its patch embedding.
         path: of the PNG; missing folders are created.
-        random: True for the same network with random weights; a module; None or False for the trained one only.
+        random: True for the same network with random weights; a module, such as one from an earlier epoch; None or False for
+            the trained one only.
         count: largest number of kernels, the first ones.
         seed: of the random weights.
     Raises:
         ValueError: if there is no 2-D convolution, or the backbone cannot be initialised again.
     """
-    networks = {"trained": first_kernels(backbone)}
+    trained = first_kernels(backbone)
+    networks, change = {"trained": trained}, ""
+    other, name = None, "compared with"
     if isinstance(random, nn.Module):
-        networks["random weights"] = first_kernels(random)
+        other = first_kernels(random)
     elif random:
         with preserve_random_state(seed):
             try:
-                networks["random weights"] = first_kernels(fresh_copy(backbone))
+                other = first_kernels(fresh_copy(backbone))
             except ValueError as error:
                 raise ValueError(f"{error} Or pass random=False.") from error
-    return _draw({name: kernels[:count] for name, kernels in networks.items()}, len(networks["trained"])).save(path)
+        name = f"{'initial' if _started_from(trained, other) else 'random'} weights (seed {seed})"
+    if other is not None:
+        networks[name] = other
+        change = _change(trained, other)
+    return _draw({name: kernels[:count] for name, kernels in networks.items()}, len(trained), change).save(path)
+
+
+def _started_from(trained: Tensor, other: Tensor) -> bool:
+    """Whether kernels are so similar to random ones that training must have started from those.
+
+    The cosine of two independent draws of n weights has a standard deviation of 1 / sqrt(n).
+    """
+    if trained.shape != other.shape:
+        return False
+    cosine = float(F.cosine_similarity(trained.flatten(), other.flatten(), dim=0))
+    return cosine > max(0.3, 6 / trained.numel() ** 0.5)
+
+
+def _change(trained: Tensor, other: Tensor) -> str:
+    """A sentence with the relative change of all kernels; empty if shapes differ or there is nothing to divide by."""
+    if trained.shape != other.shape or not other.any():
+        return ""
+    return f" Relative change of all weights: {float((trained - other).norm() / other.norm()):.0%}."
 
 
 def first_kernels(network: nn.Module) -> Tensor:
@@ -64,7 +95,7 @@ def first_kernels(network: nn.Module) -> Tensor:
     )
 
 
-def _draw(networks: dict[str, Tensor], total: int) -> Sheet:
+def _draw(networks: dict[str, Tensor], total: int, change: str) -> Sheet:
     kernels = next(iter(networks.values()))
     count, channels, height, width = kernels.shape
     in_colour = channels == 3
@@ -80,6 +111,7 @@ def _draw(networks: dict[str, Tensor], total: int) -> Sheet:
     title = "Kernels of the first convolution"
     subtitle = (
         f"{count} of {total}, {height} x {width} pixels, {kind}. Each is scaled by its largest weight; mid-grey is 0."
+        + change
     )
     top = heading_height(title, subtitle, total_width) + line_height(HEADING) + 8
     sheet = Sheet(total_width, top + -(-count // across) * (cell[1] + GAP) - GAP + MARGIN)

@@ -139,9 +139,9 @@ def find_neighbours(found: Features, rows: Tensor, count: int) -> Neighbours:
     return Neighbours(torch.cat([p.indices for p in parts]), torch.cat([p.values for p in parts]))
 
 
-def share_right(found: Features, labels: Tensor, count: int) -> float:
-    """The share of the ``count`` nearest neighbours that have the query's class, over up to 2000 queries."""
-    rows = torch.linspace(0, len(found) - 1, min(COUNTED, len(found))).round().long()
+def share_right(found: Features, labels: Tensor, count: int, queries: int = COUNTED) -> float:
+    """The share of the ``count`` nearest neighbours that have the query's class, over up to ``queries`` queries."""
+    rows = torch.linspace(0, len(found) - 1, min(queries, len(found))).round().long()
     nearest = find_neighbours(found, rows, count).rows
     return float((labels[nearest] == labels[rows, None]).float().mean())
 

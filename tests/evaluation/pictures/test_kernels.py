@@ -5,9 +5,11 @@ from PIL import Image
 from sheets import areas
 from torch import nn
 
+from superself.basics.random import preserve_random_state
 from superself.evaluation import KernelsFigure, show_kernels
 from superself.evaluation.pictures.kernels import first_kernels
 from superself.evaluation.subject import Subject
+from superself.networks import fresh_copy
 
 from cases import TinyBackbone
 
@@ -82,3 +84,37 @@ def test_the_evaluator_draws_and_computes_nothing(tmp_path):
     assert evaluator.evaluate(subject) == {}
     drawn = evaluator.figure(subject, tmp_path / "a.png")
     assert drawn.read_bytes() == show_kernels(subject.backbone, tmp_path / "b.png").read_bytes()
+
+
+def captions_of(monkeypatch, network, path, **options):
+    """All texts of the picture, joined."""
+    texts = []
+    sheet = "superself.evaluation.pictures.kernels.Sheet."
+    monkeypatch.setattr(sheet + "text", lambda self, x, y, text, *args, **more: texts.append(text))
+    monkeypatch.setattr(sheet + "heading", lambda self, *both: texts.extend(both) or 0)
+    show_kernels(network, path, **options)
+    return " ".join(texts)
+
+
+def test_the_caption_says_what_the_kernels_are_compared_with_and_how_far_they_moved(tmp_path, monkeypatch):
+    torch.manual_seed(5)
+    network = TinyBackbone()
+    initial = fresh_copy_with(network, seed=3)
+    other = TinyBackbone()
+    first = next(module for module in initial.modules() if isinstance(module, nn.Conv2d))
+    weights = first.weight.detach().clone()
+    first.weight.data += 0.12 * weights
+    said = captions_of(monkeypatch, initial, tmp_path / "a.png", seed=3)
+    assert "initial weights (seed 3)" in said and "Relative change of all weights: 12%." in said
+    said = captions_of(monkeypatch, initial, tmp_path / "a.png", seed=4)
+    assert "random weights (seed 4)" in said and "initial" not in said
+    said = captions_of(monkeypatch, other, tmp_path / "a.png", random=other)
+    assert "compared with" in said and "weights: 0%" in said and "random" not in said
+    for random in (network_of(torch.ones(4, 3, 2, 2)), network_of(torch.zeros_like(weights)), None):
+        assert "Relative" not in captions_of(monkeypatch, other, tmp_path / "a.png", random=random)
+
+
+def fresh_copy_with(network, seed):
+    """The network with the fresh weights of a seed."""
+    with preserve_random_state(seed):
+        return fresh_copy(network)
