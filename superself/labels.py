@@ -20,10 +20,11 @@ from superself.data.batch import are_classes
 from superself.evaluation.class_names import renumbered
 from superself.evaluation.classification import Classification
 from superself.evaluation.extraction import open_at_size, read_in_order
+from superself.exporting.manifest import architecture_of, rebuild
 from superself.networks import CombinedNet, build_backbone, feature_width
 from superself.networks.modes import evaluation_mode
 from superself.supervisor import Supervisor
-from superself.training import GroupRule
+from superself.training import GroupRule, read_checkpoint
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -114,6 +115,7 @@ class LabelSupervisor(Supervisor):
         self.freeze, self.backbone_lr, self.multilabel = freeze, backbone_lr, multilabel
         self.classes = list(classes) if isinstance(classes, Sequence) else classes
         self.trains_backbone = not freeze
+        self._architecture: tuple[str, dict[str, Any]] | None = None  # of a backbone that was passed as a module
         if known is not None and isinstance(dataset, Images):
             self.preprocessing = known.for_images(dataset)
         elif known is not None:
@@ -192,16 +194,37 @@ class LabelSupervisor(Supervisor):
         super()._require_model()
 
     def load(self, name: str | Path = "store/base") -> LabelSupervisor:
-        """``Supervisor.load``; class names come from the run too, so ``predict`` needs no data set."""
+        """``Supervisor.load``; class names come from the run too, so ``predict`` needs no data set.
+
+        A backbone that was passed as a module is passed again, unless ``build_backbone`` made it: then the run says how.
+        """
+        missing = self.model is None and self.given.backbone is None
         try:
             return super().load(name)
         except ValueError as error:
-            if self.model is None and self.given.backbone is None:
+            if not missing or self.given.backbone is not None:
+                raise
+            self.given.backbone = self._backbone_of(name)
+            if self.given.backbone is None:
                 raise ValueError(
                     f"the run {str(name)!r} was trained with a network that was passed as a module, which its file does not "
-                    "hold; pass one of the same kind as backbone=, or as model=CombinedNet(...), and load again."
+                    f"hold; pass one of the same kind: LabelSupervisor(backbone=YOUR_MODULE).load({str(name)!r}), or "
+                    "model=CombinedNet(...) if the head was passed, too."
                 ) from error
-            raise
+        return super().load(name)
+
+    @staticmethod
+    def _backbone_of(name: str | Path) -> nn.Module | None:
+        """The network that the run's backbone was, with random weights; None if its file does not describe it."""
+        architecture, arguments = read_checkpoint(name).get("backbone") or ("custom", {})
+        return None if architecture == "custom" else rebuild(architecture, arguments).train()
+
+    def _state(self) -> dict[str, Any]:
+        if not isinstance(self.given.backbone, nn.Module):
+            return super()._state()
+        if self._architecture is None:  # asked for once: it builds the network to compare
+            self._architecture = architecture_of(self.model.backbone)
+        return {**super()._state(), "backbone": self._architecture}
 
     def _forward(self, data: Batch) -> Tensor:
         _, labels = data

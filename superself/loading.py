@@ -12,6 +12,7 @@ from superself.algorithms import ALGORITHMS, list_presets
 from superself.basics.validate import shortened
 from superself.buildable import Buildable
 from superself.exporting import load_backbone
+from superself.labels import LabelSupervisor
 from superself.networks.backbones import is_backbone_name
 from superself.training import read_checkpoint
 from superself.training.files import checkpoint_path
@@ -45,7 +46,7 @@ def open_backbone(given: Any) -> nn.Module:
 
 def _backbone_of_run(name: str | Path) -> nn.Module:
     algorithm = read_checkpoint(name)["algorithm"]
-    classes = {cls.__name__: cls for cls in ALGORITHMS.values()}
+    classes = {cls.__name__: cls for cls in (*ALGORITHMS.values(), LabelSupervisor)}
     if algorithm not in classes:
         raise ValueError(
             f"the run {str(name)!r} is of {algorithm}, which is not among the algorithms of this package; load it with "

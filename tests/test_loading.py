@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from superself import RotateNetSupervisor, export_backbone
+from superself import LabelSupervisor, RotateNetSupervisor, export_backbone
 from superself.loading import open_backbone
 
 from cases import TinyBackbone, tiny_images
@@ -57,3 +57,17 @@ def test_custom_module_in_a_file_asks_for_the_module():
     export_backbone(TinyBackbone(), "custom.pth")
     with pytest.raises(ValueError, match="pass it as into="):
         open_backbone("custom.pth")
+
+
+def test_runs_with_labels_hold_a_backbone_too():
+    run = {"epochs": 1, "batch_size": 16, "progress": False}
+    labelled = (tiny_images(), torch.arange(len(tiny_images())) % 2)
+    network = built("resnet9:width=0.1", (3, 16, 16))
+    trained = LabelSupervisor(backbone=network, dataset=labelled, freeze=False).supervise(name="classifier", **run)
+    images = raw_images((3, 16, 16))
+    expected = features_of(trained.get_backbone().eval(), images)
+    torch.testing.assert_close(features_of(open_backbone("classifier").eval(), images), expected)
+    assert torch.equal(LabelSupervisor().load("classifier").predict(images).labels, trained.predict(images).labels)
+    LabelSupervisor(backbone=TinyBackbone(), dataset=labelled).supervise(name="custom", **run)
+    with pytest.raises(ValueError, match=r"LabelSupervisor\(backbone=YOUR_MODULE\)\.load\('custom'\)"):
+        open_backbone("custom")
