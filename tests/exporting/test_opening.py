@@ -160,3 +160,10 @@ def test_graphs_take_no_module(tiny):
     export_backbone(tiny, "x.ts")
     with pytest.raises(ValueError, match="holds a graph and no weights by name"):
         load_backbone("x.ts", into=TinyBackbone())
+
+
+def test_a_graph_says_which_file_it_is_from(tiny):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    export_backbone(tiny, "m.onnx")
+    assert repr(load_backbone("m.onnx")) == "OnnxBackbone('m.onnx', 16 features)"
