@@ -8,6 +8,7 @@ from superself.embedding import embed, load_embeddings
 from superself.evaluation import features
 from superself.exporting import export_backbone, load_backbone
 from superself.labels import LabelSupervisor
+from superself.loading import open_backbone
 from superself.networks import CombinedNet
 from superself.reporting import report, runs
 from superself.suggestions import Suggestion, suggest
@@ -30,6 +31,7 @@ __all__ = [
     "features",
     "load_backbone",
     "load_embeddings",
+    "open_backbone",
     "report",
     "runs",
     "suggest",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from superself.data import Preprocessing
+from superself.data import Preprocessing, open_images
 from superself.evaluation import Features, features
 from superself.evaluation.feature_files import check_features_path, read_features, write_features
 from superself.loading import open_backbone
@@ -22,6 +22,7 @@ def embed(
     batch_size: int = 256,
     dtype: str = "float32",
     preprocessing: Preprocessing | None = None,
+    image_size: int | tuple[int, int] | None = None,
     device: torch.device | str | None = None,
     on_broken: str = "omit",
     progress: bool = True,
@@ -41,6 +42,8 @@ def embed(
         batch_size: images per forward pass; does not change the result.
         dtype: of the numbers in the file, "float32" or "float16"; the returned features are float32.
         preprocessing: what the backbone expects, if it does not say so itself; see ``features``.
+        image_size: one number or (height, width); None for that of the preprocessing, and where there is none, that of the
+            images, which must then agree.
         device: where the backbone is; one that is loaded here is moved there.
         on_broken: "omit" leaves the rows of unreadable images out, "nan" keeps them as NaN.
         progress: draw a bar in a terminal when it takes longer than two seconds.
@@ -52,6 +55,10 @@ def embed(
     network = open_backbone(backbone)
     if device is not None and not isinstance(backbone, nn.Module):  # a supervisor is a module, too
         network = network.to(device)
+    if image_size is not None:
+        known = preprocessing or getattr(network, "preprocessing", None)
+        reading = None if known is None else known.reading
+        images = open_images(images, image_size=image_size, **({} if reading is None else reading.options()))
     found = features(
         network,
         images,

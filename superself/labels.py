@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from superself.data.batch import are_classes
 from superself.evaluation.class_names import renumbered
 from superself.evaluation.classification import Classification
 from superself.evaluation.extraction import open_at_size, read_in_order
+from superself.evaluation.predictions import Predictions
+from superself.exporting import Exported
 from superself.exporting.manifest import architecture_of, rebuild
 from superself.networks import CombinedNet, build_backbone, feature_width
 from superself.networks.modes import evaluation_mode
@@ -30,35 +32,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from superself.buildable import Options
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """What ``LabelSupervisor.predict`` found, one row for each image that could be read, in their order.
-
-    Args:
-        classes: K names; "0", "1", ... where the training images had none.
-        probabilities: (N, K); rows add up to 1, unless an image can have several classes.
-        labels: (N,) the most probable class; (N, K) bool, above one half, where an image can have several classes.
-        paths: N file names, or None if the images do not come from files.
-        skipped: name of each unreadable image -> reason.
-    """
-
-    classes: list[str]
-    probabilities: Tensor
-    labels: Tensor
-    paths: list[str] | None = None
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.probabilities)
-
-    @property
-    def names(self) -> list[Any]:
-        """The class of each image by name, or a list of its classes where it can have several."""
-        if self.labels.ndim == 1:
-            return [self.classes[label] for label in self.labels.tolist()]
-        return [[self.classes[k] for k in row.nonzero().flatten().tolist()] for row in self.labels]
 
 
 class LabelSupervisor(Supervisor):
@@ -268,6 +241,13 @@ class LabelSupervisor(Supervisor):
     def _is_trained(self, name: str) -> bool:
         """A frozen backbone is left out of the optimizer; its flags stay as they are."""
         return not (self.freeze and name.startswith("model.backbone."))
+
+    @functools.wraps(Supervisor.export)
+    def export(self, *args: Any, **kwargs: Any) -> Exported:
+        note = (
+            "the file holds the backbone only; the head and the classes stay in the run, see LabelSupervisor.predict()"
+        )
+        return replace(super().export(*args, **kwargs), note=note)
 
     def predict(self, dataset: Any, batch_size: int = 256) -> Predictions:
         """The classes of images, with probabilities; unreadable images are left out.

@@ -104,3 +104,17 @@ def test_nothing_is_drawn_without_a_terminal(folder, supervisor, monkeypatch, ca
 
 def test_both_are_public():
     assert {"embed", "load_embeddings", "runs"} <= set(superself.__all__)
+
+
+def test_images_of_several_sizes_are_opened_at_one(folder, supervisor):
+    Image.new("RGB", (24, 20)).save(folder / "large.png")
+    assert len(embed(folder, supervisor)) == 10  # the backbone knows its size
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 4))
+    with pytest.raises(ValueError, match="pass image_size="):
+        embed(folder, network)
+    assert repr(embed(folder, network, image_size=8)) == "10 x 4 features, with paths, 0 skipped"
+
+
+def test_a_name_is_refused_with_what_opens_it(folder):
+    with pytest.raises(TypeError, match=r"'m\.onnx' is not a module.*open_backbone.*load_backbone"):
+        features("m.onnx", folder)

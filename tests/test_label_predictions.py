@@ -1,6 +1,7 @@
 """LabelSupervisor: the head it makes, what it predicts, and the learning rates of its two parts."""
 
 import copy
+import csv
 import math
 
 import pytest
@@ -167,3 +168,19 @@ def test_what_contradicts_itself_is_refused():
         LabelSupervisor(dataset=labelled()).predict(tiny_images())
     with pytest.raises(TypeError, match="classes='dark' is one name"):
         LabelSupervisor(backbone=TinyBackbone(), dataset=labelled(), classes="dark")
+
+
+def test_predictions_are_one_line_and_a_csv_file(tmp_path):
+    folder = folder_of(tmp_path / "images", 16)
+    found = LabelSupervisor(backbone="resnet9:width=0.1", dataset=f"imagefolder:{folder}").predict(folder)
+    assert str(found) == repr(found) == "12 predictions over 2 classes, with paths, 0 skipped"
+    rows = list(csv.reader(found.to_csv("new/x.csv").read_text().splitlines()))
+    assert rows[0] == ["path", "label", "class0", "class1"] and len(rows) == 13
+    assert [row[:2] for row in rows[1:]] == [list(pair) for pair in zip(found.paths, found.names, strict=True)]
+    assert torch.allclose(torch.tensor([[float(p) for p in row[2:]] for row in rows[1:]]), found.probabilities)
+
+
+def test_exporting_says_that_the_head_stays_behind():
+    assert "backbone only; the head" in str(
+        LabelSupervisor(backbone="resnet9:width=0.1", dataset=named()).export("x.pth")
+    )

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from superself.basics.output import is_terminal
 from superself.basics.random import preserve_random_state
-from superself.basics.validate import require_choice
+from superself.basics.validate import require_choice, shortened
 from superself.data import Images, Preprocessing, Reading, SequentialBatches, open_images
 from superself.networks import feature_maps, pool_features
 from superself.networks.modes import device_of, evaluation_mode
@@ -23,7 +23,7 @@ BAR_AFTER = 2.0  # seconds
 FLATTENED_LIMIT = 4 * 2**30  # bytes of flattened features
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Features:
     """The features of a data set, one row per image, in its order; tensors are float32 (features) and on the CPU.
 
@@ -44,6 +44,11 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def __repr__(self) -> str:
+        known = [name for name in ("labels", "paths") if getattr(self, name) is not None]
+        parts = f", with {' and '.join(known)}" if known else ""
+        return f"{' x '.join(map(str, self.features.shape))} features{parts}, {len(self.skipped)} skipped"
 
     def readable(self) -> Features:
         """The rows that are not NaN."""
@@ -99,6 +104,7 @@ def features(
         pool: "mean" averages maps and tokens; "flatten" keeps the feature at each place, (B, D h w): the maps before the
             pooling of the network, as ``feature_maps`` gives them. These features may take up to 4 GiB.
     Raises:
+        TypeError: if ``backbone`` is not a module.
         ValueError: if the images have other channels than the preprocessing, a feature is not finite (its subclass
             NonFiniteFeatures), flattened features do not fit, or ``on_broken`` or ``pool`` is unknown.
     """
@@ -127,6 +133,11 @@ def collect_features(
     pool: str = "mean",
 ) -> tuple[Features, Tensor]:
     """``features`` with ``on_broken="nan"``, finite or not, and which images could be read (N,)."""
+    if not isinstance(backbone, nn.Module):
+        raise TypeError(
+            f"backbone={shortened(backbone)} is not a module; pass one, such as superself.open_backbone(...) of a run or an "
+            "exported file, or superself.load_backbone(...)."
+        )
     preprocessing = preprocessing or getattr(backbone, "preprocessing", None)
     images = open_at_size(dataset, preprocessing and preprocessing.shape[1:], preprocessing and preprocessing.reading)
     if len(images) == 0:

@@ -28,10 +28,13 @@ class OnnxBackbone(nn.Module):
     Args:
         model: the ONNX model as bytes, with the inputs and outputs of ``onnx_graph``.
         description: in words.
+        source: the name of the file.
+        width: D of its features.
     """
 
-    def __init__(self, model: bytes, description: str) -> None:
+    def __init__(self, model: bytes, description: str, source: str = "", width: int | None = None) -> None:
         super().__init__()
+        self.source, self.width = source, width
         self.model, self.description = model, description
         self._session = _session(model)
 
@@ -43,6 +46,10 @@ class OnnxBackbone(nn.Module):
     def describe(self) -> str:
         """What was exported, in words."""
         return f"ONNX of {self.description}"
+
+    def extra_repr(self) -> str:
+        """The file and the width of the features, for ``repr``."""
+        return f"{self.source!r}, {self.width} features"
 
     def reset_parameters(self) -> None:
         """Refuses: a graph has no initialisation to go back to."""
@@ -143,7 +150,7 @@ def read_onnx(path: Path) -> tuple[OnnxBackbone, dict[str, Any]]:
             f"{path} was not exported by superself, so the names and the preprocessing of its inputs are unknown; wrap an "
             "onnxruntime.InferenceSession in a module that returns (B, D), and give it the attribute preprocessing."
         )
-    return OnnxBackbone(_after_preprocessing(model), manifest["description"]), manifest
+    return OnnxBackbone(_after_preprocessing(model), manifest["description"], str(path), manifest["features"]), manifest
 
 
 def _after_preprocessing(model: Any) -> bytes:

@@ -43,12 +43,14 @@ class Exported:
         manifest: what the file says about the network; see ``docs/export.md``.
         recipe: Python code with which torchvision's or timm's own network takes the file without superself, stem and
             classifier edited as in training; None where that is not one of their networks, or the format is a graph.
+        note: what the file leaves out.
     """
 
     path: Path
     format: str
     manifest: dict[str, Any] = field(repr=False)
     recipe: str | None = field(default=None, repr=False)
+    note: str = ""
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -61,7 +63,8 @@ class Exported:
         first = f"{self.path} ({self.format}{opset}): {self.manifest['description']}{width if custom else ''}"
         load = f"superself.load_backbone({str(self.path)!r}{into}) gives it back"
         recipe = f"; without superself:\n{self.recipe}" if self.recipe else ""
-        return f"{first}; {load}{recipe}".rstrip("\n")
+        note = f"\nnote: {self.note}" if self.note else ""
+        return f"{first}; {load}{recipe}".rstrip("\n") + note
 
 
 def export_backbone(

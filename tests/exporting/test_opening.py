@@ -185,3 +185,10 @@ def test_another_stem_does_not_stay_random(tmp_path):
     for shape in ((3, 128, 128), (1, 32, 32)):
         with pytest.raises(ValueError, match="conv1.weight of this ResNet would stay random"):
             load_backbone(path, into=build_backbone("resnet18", shape))
+
+
+def test_a_graph_says_which_file_it_is_from(tiny):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    export_backbone(tiny, "m.onnx")
+    assert repr(load_backbone("m.onnx")) == "OnnxBackbone('m.onnx', 16 features)"
